@@ -1,0 +1,90 @@
+"""The small core that every cellseg backend builds on.
+
+Importing this package is cheap: it pulls in pluggy and pydantic, nothing else.
+"""
+
+from cellseg.data import (
+    Dataset,
+    Image,
+    Labels,
+    LazyArray,
+    Sample,
+    Segmentation,
+    Spacing,
+    Tile,
+    Tiling,
+)
+from cellseg.errors import (
+    CellsegError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    DivergedError,
+    InterruptedRunError,
+    PartialError,
+    PluginError,
+    StorageError,
+    UnknownPluginError,
+    UsageError,
+    WeightsError,
+)
+from cellseg.events import Checkpointed, Emit, Event, Failed, Note, Progress, Resumed, Validated
+from cellseg.hookspecs import hookimpl
+from cellseg.options import NoOptions, Options
+from cellseg.specs import (
+    BaseWeights,
+    DatasetSpec,
+    ExporterSpec,
+    ExportJob,
+    PredictJob,
+    Predictor,
+    PredictorSpec,
+    Trained,
+    TrainerSpec,
+    TrainJob,
+)
+
+__all__ = [
+    "BaseWeights",
+    "CellsegError",
+    "Checkpointed",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "DatasetSpec",
+    "DeviceError",
+    "DivergedError",
+    "Emit",
+    "Event",
+    "ExportJob",
+    "ExporterSpec",
+    "Failed",
+    "Image",
+    "InterruptedRunError",
+    "Labels",
+    "LazyArray",
+    "NoOptions",
+    "Note",
+    "Options",
+    "PartialError",
+    "PluginError",
+    "PredictJob",
+    "Predictor",
+    "PredictorSpec",
+    "Progress",
+    "Resumed",
+    "Sample",
+    "Segmentation",
+    "Spacing",
+    "StorageError",
+    "Tile",
+    "Tiling",
+    "TrainJob",
+    "Trained",
+    "TrainerSpec",
+    "UnknownPluginError",
+    "UsageError",
+    "Validated",
+    "WeightsError",
+    "hookimpl",
+]

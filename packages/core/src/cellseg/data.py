@@ -1,0 +1,115 @@
+"""What flows between core and backends: plain, frozen, numpy-shaped.
+
+Axis order never varies. Images are ``(c, z, y, x)``, labels are ``(z, y, x)`` with 0 for
+background, and a 2D image has ``z == 1``. A movie is a sequence of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from cellseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Image: TypeAlias = "NDArray[Any]"
+"""``(c, z, y, x)``; float32 wherever core has normalised it."""
+Labels: TypeAlias = "NDArray[np.integer[Any]]"
+"""``(z, y, x)``, 0 is background; uint32 in everything core writes."""
+ZYX: TypeAlias = tuple[int, int, int]
+Spacing: TypeAlias = tuple[float, float, float]
+"""Voxel size in micrometres, ``(z, y, x)``."""
+
+
+class LazyArray(Protocol):
+    """Anything numpy-like that reads only what is sliced: numpy, zarr, our readers' arrays.
+
+    It is sliced with one ``slice`` (step 1, within the shape) per axis.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+
+    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
+        """The block under ``key``, as a numpy array."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One image (or one frame of a movie) and, for training, its labels. Arrays stay on disk."""
+
+    name: str
+    """Unique in its data set; relative to its root: ``t000``, ``B/03/0``, ``movie#12``."""
+    image: LazyArray
+    """``(c, z, y, x)``."""
+    labels: LazyArray | None = None
+    """``(z, y, x)``, integers, or None where there is no ground truth."""
+    spacing: Spacing = (1.0, 1.0, 1.0)
+    """Voxel size in micrometres, ``(z, y, x)``."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels, as many as ``image.shape[0]``; empty where the file gives none."""
+    source: str = ""
+    """What must never be split between training and validation: the image, well field or movie
+    that this sample comes from. Empty means: the sample itself."""
+    frame: int | None = None
+    """Index in its movie, or None for a still image."""
+    path: Path | None = None
+    """The file or container that the image was read from."""
+    split: str | None = None
+    """``train`` or ``val`` where the container itself says so."""
+
+    @property
+    def group(self) -> str:
+        """What splits keep together."""
+        return self.source or self.name
+
+
+Dataset: TypeAlias = Sequence[Sample]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """A piece of an image as a predictor sees it, halo included, normalised by core."""
+
+    image: Image
+    """``(c, z, y, x)`` float32."""
+    spacing: Spacing = (1.0, 1.0, 1.0)
+    """Voxel size in micrometres, ``(z, y, x)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """What a predictor finds in one tile."""
+
+    labels: Labels
+    """``(z, y, x)`` of the tile, integers, 0 is background."""
+    scores: Mapping[int, float] = field(default_factory=dict)
+    """Confidence of each label, 0 to 1; empty where the model has none."""
+    classes: Mapping[int, int] = field(default_factory=dict)
+    """Class of each label, an index into the bundle's ``classes``; empty for one class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How to cut an image: label ``core`` voxels, read ``halo`` more on each side, ``(z, y, x)``.
+
+    Raises:
+        ConfigError: a core below 1 or a halo below 0.
+    """
+
+    core: ZYX = (1, 1024, 1024)
+    halo: ZYX = (0, 64, 64)
+
+    def __post_init__(self) -> None:
+        if min(self.core) < 1 or min(self.halo) < 0:
+            raise ConfigError(f"Tiles need a core of at least 1 and no negative halo, not {self}.")

@@ -1,0 +1,67 @@
+"""Writing files so that a crash, a full disk or a kill leaves the old one or the new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cellseg.errors import StorageError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError that means "cannot write here" into a StorageError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno not in _REASONS:
+            raise
+        hint = "Free some space, or write elsewhere." if "disk" in _REASONS[error.errno] else None
+        raise StorageError(
+            f"{path}: cannot be written: {_REASONS[error.errno]}.", hint=hint
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write a file or directory to; renamed on success.
+
+    It keeps the suffix of ``path``, because some writers choose the format by it.
+
+    Raises:
+        StorageError: the disk is full, or permission is missing; nothing is left behind.
+    """
+    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if temporary.is_file():
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            temporary.replace(path)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a whole file, or leave what was there."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)

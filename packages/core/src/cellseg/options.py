@@ -1,0 +1,109 @@
+"""User-facing options: declared once, used by the CLI, config files, docs and Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cellseg.errors import ConfigError
+
+OptionsT = TypeVar("OptionsT", bound="Options")
+
+
+class Options(BaseModel):
+    """Base class for the options of a trainer, predictor, exporter or reader.
+
+    Subclass it with plain fields. Each field becomes one ``--flag``; the string under a field
+    becomes its help text; its constraints are checked everywhere. Options are flat (no nested
+    models) and every field has a default. Shared groups are combined by inheritance.
+
+        class TrainOptions(Options):
+            panels: ClassVar = {"Optimiser": ("learning_rate",)}
+
+            learning_rate: float = Field(1e-4, gt=0)
+            \"\"\"Peak learning rate, reached after warm-up.\"\"\"
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Headings of the help page, each with the fields under it."""
+
+    @classmethod
+    def panel_of(cls, field: str) -> str | None:
+        """The heading that ``field`` stands under, or None for the command's default heading."""
+        for base in cls.__mro__:
+            for panel, fields in vars(base).get("panels", {}).items():
+                if field in fields:
+                    return str(panel)
+        return None
+
+
+class NoOptions(Options):
+    """For plugins with nothing to configure."""
+
+
+def flag(field: str) -> str:
+    """The command-line spelling of an option: ``min_size`` is ``--min-size``."""
+    return "--" + field.replace("_", "-")
+
+
+def parse(model: type[OptionsT], values: Mapping[str, object], source: str = "") -> OptionsT:
+    """Validate ``values`` as ``model``; errors name the flag, and the nearest name of a typo.
+
+    Raises:
+        ConfigError: an unknown option, or a value that is not allowed.
+    """
+    refuse_unknown(values, model.model_fields, source)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, source)) from None
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], source: str = "") -> None:
+    """Raise a ConfigError for the first name in ``given`` that is not ``known``."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            where = f"{source}: " if source else ""
+            raise ConfigError(
+                f"{where}unknown option {name!r}.",
+                hint=f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}.",
+            )
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """The options in a YAML file: a flat mapping from option names to plain values.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a flat mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: expected one 'option: value' a line.")
+    return values
+
+
+def _describe(error: ValidationError, source: str) -> str:
+    lines = []
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ")
+        where = flag(str(item["loc"][0])) + ": " if item["loc"] else ""
+        got = f" (got {item['input']!r})" if item["loc"] else ""
+        lines.append(f"{where}{message}{got}")
+    return (f"{source}: " if source else "") + "; ".join(lines)

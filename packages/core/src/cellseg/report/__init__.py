@@ -1,0 +1,8 @@
+"""Report pages: one HTML file each, which opens from disk, prints, and loads nothing."""
+
+from __future__ import annotations
+
+from cellseg.report.evaluation import View, write_evaluation_report
+from cellseg.report.run import write_run_report
+
+__all__ = ["View", "write_evaluation_report", "write_run_report"]

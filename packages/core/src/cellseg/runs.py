@@ -1,0 +1,188 @@
+"""A training run on disk: what was asked for, what happened, and what came out.
+
+run/
+    run.json        what was asked for: written once, before any work
+    config.yaml     the resolved options, in the form that --config takes
+    splits.json     which source image is in which split
+    events.jsonl    what happened; only appended to
+    checkpoint/     the trainer's own, enough to resume
+    previews/       pictures of what the current weights do
+    report.html     curves, previews, metrics
+    model/          the bundle: enough to predict
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cellseg import events as event_types
+from cellseg.errors import DataError
+from cellseg.events import Event, Resumed
+from cellseg.files import storage_errors, write_atomic
+
+FILE = "run.json"
+
+
+class Request(BaseModel):
+    """What a run was asked to do: enough to do it again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: str
+    backend_version: str = ""
+    cellseg_version: str = ""
+    data: Path
+    settings: dict[str, Any]
+    """Core's own options."""
+    reader: str
+    reader_options: dict[str, Any]
+    options: dict[str, Any]
+    """The backend's options."""
+    normaliser: dict[str, Any]
+    """What was measured on the training data before the first step."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run on disk."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trainer's own directory; not empty means that training can resume."""
+        return self.path / "checkpoint"
+
+    @property
+    def model(self) -> Path:
+        """The bundle."""
+        return self.path / "model"
+
+    @property
+    def previews(self) -> Path:
+        """Pictures of what the weights do to validation images."""
+        return self.path / "previews"
+
+    @property
+    def report(self) -> Path:
+        """The report page."""
+        return self.path / "report.html"
+
+    @property
+    def config(self) -> Path:
+        """The resolved options, in the form that ``--config`` takes."""
+        return self.path / "config.yaml"
+
+    @property
+    def splits(self) -> Path:
+        """Which image is in which split."""
+        return self.path / "splits.json"
+
+    @property
+    def log(self) -> Path:
+        """The events, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @classmethod
+    def check_free(cls, path: Path) -> None:
+        """Refuse a directory that already holds a run, or anything else."""
+        if (path / FILE).exists():
+            raise DataError(
+                f"{path} already holds a run.",
+                hint=f"Continue it: cellseg resume {path}; or choose another --output.",
+            )
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise DataError(f"{path} exists and is not empty.", hint="Choose another --output.")
+
+    @classmethod
+    def create(cls, path: Path, request: Request, config: dict[str, Any]) -> RunDir:
+        """Start a new run; ``run.json`` comes last, so that a run is whole or not there.
+
+        Raises:
+            DataError: the directory holds something already.
+            StorageError: it cannot be written.
+        """
+        import yaml
+
+        cls.check_free(path)
+        run = cls(path)
+        with storage_errors(path):
+            for directory in (run.checkpoint, run.model, run.previews):
+                directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_atomic(path / FILE, request.model_dump_json(indent=2) + "\n")
+        return run
+
+    def request(self) -> Request:
+        """Read back what this run was asked to do.
+
+        Raises:
+            DataError: this is no run, or its ``run.json`` is damaged.
+        """
+        file = self.path / FILE
+        try:
+            return Request.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.path} is not a cellseg run: it has no {FILE}.",
+                hint="Give the directory that cellseg train wrote.",
+            ) from None
+        except (OSError, ValidationError) as error:
+            raise DataError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def record(self, event: Event) -> None:
+        """Append one event to the run's history."""
+        line = {"at": datetime.now(UTC).isoformat(), "event": type(event).__name__}
+        text = json.dumps(line | _plain(asdict(event))) + "\n"
+        with storage_errors(self.log), self.log.open("ab+") as file:
+            # A kill in mid-line must not glue the next event to the half one.
+            if file.tell() and not _ends_with_newline(file):
+                text = "\n" + text
+            file.write(text.encode())
+
+    def events(self) -> list[Event]:
+        """What happened and lasted: steps that a resume did again are given once."""
+        kept: list[Event] = []
+        if not self.log.exists():
+            return kept
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            event = _parse(line)
+            if event is None:
+                continue
+            if isinstance(event, Resumed):
+                after = event.step
+                kept = [e for e in kept if not hasattr(e, "step") or e.step <= after]
+            kept.append(event)
+        return kept
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Metrics may be numpy or torch scalars; JSON wants floats."""
+    if "metrics" in values:
+        values["metrics"] = {name: float(value) for name, value in values["metrics"].items()}
+    return values
+
+
+def _ends_with_newline(file: Any) -> bool:
+    file.seek(-1, 2)
+    return bool(file.read(1) == b"\n")
+
+
+def _parse(line: str) -> Event | None:
+    """One event; None for a line that a kill cut short or a newer version wrote."""
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    kind = getattr(event_types, str(values.pop("event", "")), None)
+    if kind is None or not hasattr(kind, "__dataclass_fields__"):
+        return None
+    known = {field.name for field in fields(kind)}
+    event: Event = kind(**{name: value for name, value in values.items() if name in known})
+    return event

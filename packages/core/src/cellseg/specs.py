@@ -1,0 +1,162 @@
+"""What plugins hand to cellseg: one small card per thing they can do.
+
+A card is data plus one function. The function imports its heavy dependencies in its body, so
+that reading a card costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar
+
+from cellseg.data import Dataset, Segmentation, Tile, Tiling
+from cellseg.events import Emit
+from cellseg.options import NoOptions, Options
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+Predictor: TypeAlias = Callable[[Sequence[Tile]], Sequence[Segmentation]]
+"""Segments a batch of tiles of one shape; as many results, in the same order."""
+
+Task: TypeAlias = Literal["2d", "3d", "tracking", "few-shot"]
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseWeights:
+    """Published weights that a backend can start from."""
+
+    name: str
+    source: str
+    """Where they come from: an address, a DOI or a file."""
+    licence: str
+    sha256: str = ""
+    """Checksum of the file; empty where the publisher gives none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(Generic[OptionsT]):
+    """Everything a trainer needs, resolved and validated. Images come normalised, float32."""
+
+    options: OptionsT
+    train: Dataset
+    val: Dataset
+    """Never empty unless the user asked for no validation."""
+    epochs: int
+    """How many in all, those before a resume included; 0 writes the initial weights."""
+    seed: int
+    device: str
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    checkpoint: Path
+    """Directory owned by the trainer, written atomically. Not empty means: resume from it."""
+    model: Path
+    """Directory for the trained weights; a predictor gets it back verbatim."""
+    previews: Path
+    """Directory for pictures of what the current weights do."""
+    interrupted: Callable[[], bool] = _never
+    """Ask after each step. True means: save a checkpoint and raise ``InterruptedRunError``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a trainer says about the model it left in ``TrainJob.model``."""
+
+    trainable: tuple[str, ...] = ()
+    """Names of the tensors (in the model's safetensors files) that training may change; a
+    conformance test checks that it changes all of these and no other."""
+    calibrated: Mapping[str, object] = field(default_factory=dict)
+    """Predictor options found on the validation data; they become the bundle's defaults."""
+    classes: tuple[str, ...] = ()
+    """Names of the object classes, by index."""
+    tiling: Tiling | None = None
+    """How this model likes to be tiled; None means as the predictor's card says."""
+    base_weights: tuple[BaseWeights, ...] = ()
+    """What the training started from; empty means from random weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob(Generic[OptionsT]):
+    """Everything needed to load a predictor."""
+
+    options: OptionsT
+    device: str
+    model: Path | None = None
+    """The directory some trainer filled, or None for the backend's own weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob(Generic[OptionsT]):
+    """Everything needed to convert a trained model."""
+
+    options: OptionsT
+    model: Path
+    """A bundle: what the trainer left, beside core's ``bundle.json``."""
+    target: Path
+    """File or directory to create; it does not exist yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(Generic[OptionsT]):
+    """What all cards share."""
+
+    noun: ClassVar[str]
+    name: str
+    """What users type: lower-case letters, digits and hyphens."""
+    summary: str
+    """One line, no full stop."""
+    options: type[OptionsT] = NoOptions  # type: ignore[assignment]
+    """The class of the options, with defaults and help texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec[OptionsT]):
+    """A way to read images and their labels from a path."""
+
+    noun: ClassVar[str] = "dataset"
+    open: Callable[[Path, OptionsT, bool], Dataset]
+    """``open(path, options, labelled)``: lazy samples in a stable order. With ``labelled``, each
+    has labels or the function raises a ``DataError``; without, labels are not looked for."""
+    recognises: Callable[[Path], bool]
+    """Whether ``path`` looks like one of these; must be quick, and touch no pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSpec(Spec[OptionsT]):
+    """A way to train or fine-tune a model."""
+
+    noun: ClassVar[str] = "trainer"
+    train: Callable[[TrainJob[OptionsT], Emit], Trained]
+    """Trains, resumes where ``job.checkpoint`` is not empty, and fills ``job.model``."""
+    tasks: frozenset[Task] = frozenset({"2d"})
+    """What the model is for."""
+    weights: tuple[BaseWeights, ...] = ()
+    """Published weights that it can start from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorSpec(Spec[OptionsT]):
+    """A way to segment images, one tile at a time."""
+
+    noun: ClassVar[str] = "predictor"
+    load: Callable[[PredictJob[OptionsT]], Predictor]
+    """Loads the weights, once for each worker."""
+    tiling: Tiling = Tiling()
+    """How it likes its tiles, unless the model's bundle or the user says otherwise."""
+    tasks: frozenset[Task] = frozenset({"2d"})
+    """What the model is for; without ``3d``, a volume is segmented slice by slice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExporterSpec(Spec[OptionsT]):
+    """A way to turn a trained model into another format."""
+
+    noun: ClassVar[str] = "exporter"
+    backend: str | None = None
+    """Whose models it converts; None means everybody's."""
+    export: Callable[[ExportJob[OptionsT], Emit], Path]
+    """Writes ``job.target``, checks what it wrote, and returns its path."""

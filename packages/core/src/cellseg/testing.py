@@ -1,0 +1,319 @@
+"""The conformance tests that every backend must pass. Subclass, name your backend, run pytest.
+
+    class TestMyBackend(BackendTests):
+        backend = "mybackend"
+        train_options = {"feature_size": 8}
+
+Everything runs on tiny synthetic images, on a CPU, in seconds. A test that cannot pass yet is
+declared with its reason, and must then fail:
+
+        expected_failures = {"test_resume_equals_one_go": "upstream bug #123"}
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import pytest
+
+from cellseg.data import Labels, Sample, Segmentation, Tile
+from cellseg.errors import InterruptedRunError, UnknownPluginError
+from cellseg.events import Checkpointed, Event, Progress
+from cellseg.plugins import Plugins
+from cellseg.specs import PredictJob, Predictor, PredictorSpec, Spec, Trained, TrainerSpec, TrainJob
+
+S = TypeVar("S", bound=Spec[Any])
+HEAVY = ("numpy", "torch", "tensorflow", "jax", "lightning", "monai", "zarr", "ngio", "dask")
+
+
+def blobs(
+    seed: int = 0, shape: tuple[int, int, int] = (1, 64, 64), count: int = 6, channels: int = 1
+) -> Sample:
+    """A tiny image of bright discs on noise, normalised, with its ground truth.
+
+    The image is ``(channels, z, y, x)`` float32 with background near 0 and discs near 1; labels
+    are ``(z, y, x)`` uint32. Discs do not touch; ``count`` 0 gives an image without objects.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(shape, np.uint32)
+    grid = np.indices(shape[1:])
+    placed: list[Any] = []
+    for _ in range(200 * count):
+        centre = rng.integers(8, np.array(shape[1:]) - 8)
+        if len(placed) < count and all(np.hypot(*(centre - other)) > 14 for other in placed):
+            placed.append(centre)
+            inside = ((grid - centre[:, None, None]) ** 2).sum(0) < 25
+            labels[:, inside] = len(placed)
+    image = rng.normal(0.0, 0.05, (channels, *shape)) + (labels > 0)
+    return Sample(name=f"blobs-{seed}", image=image.astype(np.float32), labels=labels)
+
+
+class BackendTests:
+    """What it means to be a cellseg backend."""
+
+    backend: ClassVar[str]
+    """The name of the trainer and the predictor."""
+    train_options: ClassVar[dict[str, Any]] = {}
+    """Options of a tiny configuration with random weights."""
+    predict_options: ClassVar[dict[str, Any]] = {}
+    epochs: ClassVar[int] = 2
+    """Enough for the tiny configuration to find bright discs on dark noise."""
+    shape: ClassVar[tuple[int, int, int]] = (1, 64, 64)
+    """``(z, y, x)`` of the images; a 3D backend asks for some depth."""
+    device: ClassVar[str] = "cpu"
+    expected_failures: ClassVar[dict[str, str]] = {}
+
+    @pytest.fixture(autouse=True)
+    def _expect_failure(self, request: pytest.FixtureRequest) -> None:
+        unknown = self.expected_failures.keys() - set(dir(self))
+        assert not unknown, f"expected_failures names no test: {sorted(unknown)}"
+        if reason := self.expected_failures.get(request.node.originalname):
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+
+    @pytest.fixture(scope="class")
+    def fitted(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+        """A model trained once for all the tests that predict."""
+        trainer = _get_or_skip(TrainerSpec, type(self).backend)
+        job = self._job(trainer, tmp_path_factory.mktemp("fitted"), type(self).epochs)
+        return job.model, trainer.train(job, lambda event: None)
+
+    @pytest.fixture
+    def trainer(self) -> TrainerSpec[Any]:
+        """The card, or a skip where the backend cannot train."""
+        return _get_or_skip(TrainerSpec, self.backend)
+
+    @pytest.fixture
+    def predictor(self) -> PredictorSpec[Any]:
+        """The card, or a skip where the backend cannot predict."""
+        return _get_or_skip(PredictorSpec, self.backend)
+
+    # The plugin
+
+    def test_the_plugin_imports_nothing_heavy(self) -> None:
+        """Listing backends and asking for help must be quick."""
+        code = (
+            "import sys\nfrom cellseg.plugins import Plugins\n"
+            "from cellseg.errors import UnknownPluginError\n"
+            "from cellseg.specs import TrainerSpec, PredictorSpec\n"
+            "for kind in (TrainerSpec, PredictorSpec):\n"
+            f"    try: Plugins().get(kind, {self.backend!r})\n"
+            "    except UnknownPluginError: pass\n"
+            f"sys.exit(', '.join(m for m in {HEAVY!r} if m in sys.modules) or None)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, f"importing the plugin also imports: {done.stderr}"
+
+    @pytest.mark.parametrize("kind", [TrainerSpec, PredictorSpec])
+    def test_options_are_flat_documented_and_optional(self, kind: type[Spec[Any]]) -> None:
+        """Each becomes a flag, a line of a config file and a keyword."""
+        from cellseg.workflows.predict_settings import PredictSettings
+        from cellseg.workflows.train_settings import TrainSettings
+
+        spec = _get_or_skip(kind, self.backend)
+        core: set[str] = set(
+            (TrainSettings if kind is TrainerSpec else PredictSettings).model_fields
+        )
+        assert not core & set(spec.options.model_fields), "these names belong to core"
+        for name, field in spec.options.model_fields.items():
+            assert field.description, f"{name} has no help text"
+            assert not field.is_required(), f"{name} has no default"
+            assert not hasattr(field.annotation, "model_fields"), f"{name} is nested"
+        for base in spec.options.__mro__:
+            for names in vars(base).get("panels", {}).values():
+                assert set(names) <= set(spec.options.model_fields), "a panel names no option"
+
+    # Training
+
+    def test_training_reports_and_leaves_a_model(
+        self, trainer: TrainerSpec[Any], tmp_path: Path
+    ) -> None:
+        """Steps grow from 1, a checkpoint is reported, and the model is there."""
+        job, events = self._job(trainer, tmp_path, 1), list[Event]()
+        assert isinstance(trainer.train(job, events.append), Trained)
+        steps = [event.step for event in events if isinstance(event, Progress)]
+        assert steps == list(range(1, len(steps) + 1)) and steps, "steps count from 1, one by one"
+        assert any(isinstance(event, Checkpointed) for event in events)
+        assert any(job.model.iterdir()), "training must leave a model"
+
+    def test_training_changes_what_it_declares(
+        self, trainer: TrainerSpec[Any], tmp_path: Path
+    ) -> None:
+        """All the tensors in ``Trained.trainable`` change, and no other."""
+        before, after = self._job(trainer, tmp_path / "0", 0), self._job(trainer, tmp_path / "1", 1)
+        trainer.train(before, lambda event: None)
+        declared = trainer.train(after, lambda event: None).trainable
+        if not list(after.model.glob("*.safetensors")):
+            pytest.skip("this model has no safetensors")
+        old, new = _tensors(before.model), _tensors(after.model)
+        assert old.keys() == new.keys(), "training must not add or drop tensors"
+        changed = {name for name in old if not np.array_equal(old[name], new[name])}
+        assert changed == set(declared)
+
+    def test_resume_equals_one_go(self, trainer: TrainerSpec[Any], tmp_path: Path) -> None:
+        """One epoch, and one more after a resume, equal two epochs bit for bit."""
+        whole, parts = self._job(trainer, tmp_path / "a", 2), self._job(trainer, tmp_path / "b", 2)
+        trainer.train(whole, lambda event: None)
+        first, second = list[Event](), list[Event]()
+        trainer.train(replace(parts, epochs=1, model=_made(tmp_path / "c")), first.append)
+        trainer.train(parts, second.append)
+        last = max(event.step for event in first if isinstance(event, Progress))
+        assert min(event.step for event in second if isinstance(event, Progress)) == last + 1
+        assert _bytes(parts.model) == _bytes(whole.model)
+
+    def test_interrupt_saves_the_state(self, trainer: TrainerSpec[Any], tmp_path: Path) -> None:
+        """A training stopped after its first step resumes to the same model."""
+        whole, parts = self._job(trainer, tmp_path / "a", 1), self._job(trainer, tmp_path / "b", 1)
+        trainer.train(whole, lambda event: None)
+        with pytest.raises(InterruptedRunError):
+            trainer.train(replace(parts, interrupted=lambda: True), lambda event: None)
+        assert any(parts.checkpoint.iterdir()), "an interrupt must leave a checkpoint"
+        trainer.train(parts, lambda event: None)
+        assert _bytes(parts.model) == _bytes(whole.model)
+
+    def test_images_without_objects_can_be_trained_with(
+        self, trainer: TrainerSpec[Any], tmp_path: Path
+    ) -> None:
+        """An empty image among the others, and empty validation, are no error."""
+        job = self._job(trainer, tmp_path, 1)
+        empty = blobs(9, self.shape, 0)
+        trainer.train(replace(job, train=[*job.train, empty], val=[empty]), lambda event: None)
+        assert any(job.model.iterdir())
+
+    # Prediction
+
+    def test_finds_bright_discs(self, fitted: tuple[Path, Trained]) -> None:
+        """The tiny model finds the easy objects, where they are."""
+        sample = blobs(4, self.shape)
+        found = self._segment(fitted, sample)
+        assert _overlap(found.labels > 0, sample) > 0.5, "most of the discs must be found"
+
+    def test_results_are_labels(self, fitted: tuple[Path, Trained]) -> None:
+        """Integers of the tile's shape; scores and classes belong to labels that exist."""
+        sample = blobs(4, self.shape)
+        found = self._segment(fitted, sample)
+        assert found.labels.shape == self.shape and found.labels.dtype.kind in "iu"
+        ids = set(np.unique(found.labels).tolist()) - {0}
+        assert min(ids, default=0) >= 0
+        assert set(found.scores) <= ids and set(found.classes) <= ids
+        assert all(0 <= score <= 1 for score in found.scores.values())
+
+    def test_loading_twice_predicts_the_same(self, fitted: tuple[Path, Trained]) -> None:
+        """A model on disk is all there is to a model."""
+        sample = blobs(5, self.shape)
+        once, again = self._segment(fitted, sample), self._segment(fitted, sample)
+        np.testing.assert_array_equal(once.labels, again.labels)
+
+    def test_the_same_tile_gives_the_same_labels(self, fitted: tuple[Path, Trained]) -> None:
+        """Predicting is repeatable, and does not change the tile."""
+        predict, sample = self._load(fitted), blobs(5, self.shape)
+        before = sample.image[:, :, :, :].copy()
+        once, again = predict([_tile(sample)])[0], predict([_tile(sample)])[0]
+        np.testing.assert_array_equal(once.labels, again.labels)
+        np.testing.assert_array_equal(sample.image[:, :, :, :], before)
+
+    def test_an_empty_tile_stays_empty(self, fitted: tuple[Path, Trained]) -> None:
+        """Nothing in, nothing out."""
+        image = np.zeros((1, *self.shape), np.float32)
+        found = self._load(fitted)([Tile(image=image)])[0]
+        assert found.labels.shape == self.shape and not found.labels.any()
+
+    def test_a_tile_that_is_not_square_stays_aligned(self, fitted: tuple[Path, Trained]) -> None:
+        """Padding inside the backend must be undone exactly."""
+        z, y, x = self.shape
+        sample = blobs(6, (z, y - 7, x + 21), 7)
+        found = self._segment(fitted, sample).labels > 0
+        aligned = _overlap(found, sample)
+        for axis in (1, 2):
+            for shift in (-4, 4):
+                assert aligned > _overlap(np.roll(found, shift, axis), sample)
+
+    def test_tiled_equals_untiled(
+        self, fitted: tuple[Path, Trained], predictor: PredictorSpec[Any]
+    ) -> None:
+        """What lies further than the halo from a tile's border does not depend on the tile."""
+        (_, hy, hx), (z, y, x) = (fitted[1].tiling or predictor.tiling).halo, self.shape
+        predict = self._load(fitted)
+        sample = blobs(7, (z, y + 2 * hy, x + 2 * hx + 64), 12)
+        whole = predict([_tile(sample)])[0].labels
+        part = predict([Tile(image=sample.image[:, :, :, : x + 2 * hx])])[0].labels
+        inside = (slice(None), slice(hy, hy + y), slice(hx, hx + x))
+        whole, part = whole[inside], part[inside]
+        np.testing.assert_array_equal(whole > 0, part > 0)
+        pairs = np.unique(np.stack([whole[whole > 0], part[whole > 0]]), axis=1)
+        assert len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1], "other objects"
+
+    def test_a_batch_equals_its_tiles(self, fitted: tuple[Path, Trained]) -> None:
+        """Two tiles at once give what each gives alone."""
+        predict = self._load(fitted)
+        tiles = [_tile(blobs(seed, self.shape)) for seed in (7, 8)]
+        both = predict(tiles)
+        assert len(both) == 2
+        for tile, found in zip(tiles, both, strict=True):
+            np.testing.assert_array_equal(found.labels, predict([tile])[0].labels)
+
+    def _job(self, trainer: TrainerSpec[Any], path: Path, epochs: int) -> TrainJob[Any]:
+        cls = type(self)
+        return TrainJob(
+            options=trainer.options(**cls.train_options),
+            train=[blobs(1, cls.shape), blobs(2, cls.shape)],
+            val=[blobs(3, cls.shape)],
+            epochs=epochs,
+            seed=0,
+            device=cls.device,
+            checkpoint=_made(path / "checkpoint"),
+            model=_made(path / "model"),
+            previews=_made(path / "previews"),
+        )
+
+    def _load(self, fitted: tuple[Path, Trained]) -> Predictor:
+        spec = _get_or_skip(PredictorSpec, self.backend)
+        model, trained = fitted
+        options = spec.options(**{**trained.calibrated, **self.predict_options})
+        return spec.load(PredictJob(options=options, device=self.device, model=model))
+
+    def _segment(self, fitted: tuple[Path, Trained], sample: Sample) -> Segmentation:
+        return self._load(fitted)([_tile(sample)])[0]
+
+
+def _get_or_skip(kind: type[S], name: str) -> S:
+    try:
+        return Plugins().get(kind, name)
+    except UnknownPluginError:
+        pytest.skip(f"{name} offers no {kind.noun}")
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def _tile(sample: Sample) -> Tile:
+    return Tile(image=sample.image[:, :, :, :], spacing=sample.spacing)
+
+
+def _overlap(found: Labels, sample: Sample) -> float:
+    """IoU of the foreground."""
+    assert sample.labels is not None
+    truth = sample.labels[:, :, :] > 0
+    return float((found & truth).sum() / max((found | truth).sum(), 1))
+
+
+def _tensors(model: Path) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    files: Sequence[Path] = sorted(model.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def _bytes(model: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(model).as_posix(): file.read_bytes()
+        for file in sorted(model.rglob("*"))
+        if file.is_file()
+    }

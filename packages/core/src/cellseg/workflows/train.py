@@ -1,0 +1,291 @@
+"""Train a model, and go on with a training that was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellseg.bundle import FILE as BUNDLE_FILE
+from cellseg.bundle import Bundle
+from cellseg.data import Sample
+from cellseg.errors import ConfigError, DataError, PluginError
+from cellseg.events import Emit, Event, Note, Progress, Resumed
+from cellseg.normalise import Normaliser
+from cellseg.options import Options, parse
+from cellseg.plugins import Plugins
+from cellseg.readers import open_dataset, reader_for
+from cellseg.runs import Request, RunDir
+from cellseg.specs import TrainerSpec, TrainJob
+from cellseg.splits import Splits, make_splits, select
+from cellseg.workflows.train_settings import TrainSettings
+
+
+def train(
+    plugins: Plugins,
+    backend: str,
+    data: Path,
+    out: Path,
+    *,
+    settings: TrainSettings | None = None,
+    reader_options: Mapping[str, object] | None = None,
+    options: Mapping[str, object] | None = None,
+    emit: Emit = lambda event: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> RunDir:
+    """Start a training run in the new directory ``out``; everything is checked before it exists.
+
+    Args:
+        plugins: where to find the backend and the reader.
+        backend: name of a trainer.
+        data: images with labels, as some reader understands them.
+        out: the run directory to make.
+        settings: core's options.
+        reader_options: options of the reader, by name.
+        options: options of the backend, by name.
+        emit: gets each event, after the run has recorded it.
+        interrupted: asked after each step; True stops the training with its state saved.
+
+    Raises:
+        CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
+    """
+    settings = settings or TrainSettings()
+    spec = plugins.get(TrainerSpec, backend)
+    chosen = parse(spec.options, options or {})
+    RunDir.check_free(out)
+    reader = reader_for(plugins, data, settings.reader)
+    read = parse(reader.options, reader_options or {})
+    refuse_clashes(settings, read, chosen)
+    train_set, val_set, splits = _split(plugins, data, settings, reader.name, read)
+    _check_samples(train_set + val_set)
+    request = Request(
+        backend=backend,
+        backend_version=plugins.version(backend),
+        cellseg_version=_version(),
+        data=data.absolute(),
+        settings=_resolved(settings),
+        reader=reader.name,
+        reader_options=read.model_dump(mode="json"),
+        options=chosen.model_dump(mode="json"),
+        normaliser=Normaliser.fit(settings, train_set).model_dump(mode="json"),
+    )
+    config = {"backend": backend, **request.settings, **request.reader_options, **request.options}
+    run = RunDir.create(out, request, {**config, "reader": reader.name})
+    splits.save(run.splits)
+    _Session(plugins, run, request, settings, chosen, train_set, val_set).go(emit, interrupted)
+    return run
+
+
+def resume(
+    plugins: Plugins,
+    run: Path,
+    *,
+    epochs: int | None = None,
+    device: str | None = None,
+    emit: Emit = lambda event: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> RunDir:
+    """Continue a run from its last checkpoint, with the options and the splits that it has.
+
+    A run that was stopped before its first checkpoint starts again; a finished one is left as it
+    is, unless ``epochs`` asks for more.
+
+    Args:
+        plugins: where to find the backend and the reader.
+        run: the run directory.
+        epochs: a new total, those already done included.
+        device: where to go on, if elsewhere.
+        emit: gets each event, after the run has recorded it.
+        interrupted: asked after each step; True stops the training with its state saved.
+
+    Raises:
+        CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
+    """
+    directory = RunDir(run)
+    request = directory.request()
+    planned = _epochs_so_far(directory, request)
+    if (directory.model / BUNDLE_FILE).exists() and (epochs is None or epochs <= planned):
+        emit(Note(f"{run} is finished: all {planned} epochs are done. --epochs N trains longer."))
+        return directory
+    changes: dict[str, object] = {"epochs": epochs or planned}
+    if device is not None:
+        changes["device"] = device
+    settings = parse(TrainSettings, {**request.settings, **changes}, str(run))
+    spec = plugins.get(TrainerSpec, request.backend)
+    chosen = parse(spec.options, request.options, str(run))
+    reader = reader_for(plugins, request.data, request.reader)
+    read = parse(reader.options, request.reader_options, str(run))
+    train_set, val_set, splits = _split(
+        plugins, request.data, settings, reader.name, read, directory.splits
+    )
+    if not directory.splits.exists():
+        splits.save(directory.splits)
+    _Session(plugins, directory, request, settings, chosen, train_set, val_set).go(
+        emit, interrupted, again=True
+    )
+    return directory
+
+
+def refuse_clashes(*groups: Options) -> None:
+    """Core's, the reader's and the backend's options share one command line: no name twice.
+
+    Raises:
+        PluginError: two groups have an option of one name.
+    """
+    seen: dict[str, str] = {}
+    for group in groups:
+        owner = type(group).__name__
+        for name in type(group).model_fields:
+            if name in seen:
+                raise PluginError(f"{owner} and {seen[name]} both have an option {name!r}.")
+            seen[name] = owner
+
+
+@dataclass(frozen=True)
+class _Session:
+    """One go at a run: from the checkpoint, or from nothing, to the bundle."""
+
+    plugins: Plugins
+    run: RunDir
+    request: Request
+    settings: TrainSettings
+    options: Options
+    train: list[Sample]
+    val: list[Sample]
+
+    def go(self, emit: Emit, interrupted: Callable[[], bool], again: bool = False) -> None:
+        from cellseg.normalise import normalised
+        from cellseg.report import write_run_report
+
+        spec = self.plugins.get(TrainerSpec, self.request.backend)
+        normaliser = Normaliser.model_validate(self.request.normaliser)
+        job: TrainJob[Any] = TrainJob(
+            options=self.options,
+            train=[normalised(sample, normaliser) for sample in self.train],
+            val=[normalised(sample, normaliser) for sample in self.val],
+            epochs=self.settings.epochs,
+            seed=self.settings.seed,
+            device=self.settings.device,
+            checkpoint=self.run.checkpoint,
+            model=self.run.model,
+            previews=self.run.previews,
+            interrupted=interrupted,
+        )
+        started = not again
+
+        def record(event: Event) -> None:
+            nonlocal started
+            if isinstance(event, Progress) and not started:
+                self.run.record(Resumed(event.step - 1, self.settings.epochs))
+                started = True
+            self.run.record(event)
+            emit(event)
+
+        try:
+            trained = spec.train(job, record)
+            first = self.train[0]
+            Bundle(
+                backend=self.request.backend,
+                backend_version=self.request.backend_version,
+                cellseg_version=self.request.cellseg_version,
+                options=self.request.options,
+                predict=dict(trained.calibrated),
+                channels=first.image.shape[0],
+                channel_names=first.channels,
+                channel_selection=self.request.reader_options.get("channels"),
+                volumetric=any(sample.image.shape[1] > 1 for sample in self.train),
+                spacing=first.spacing,
+                normaliser=normaliser,
+                tiling=trained.tiling,
+                classes=trained.classes,
+                base_weights=trained.base_weights,
+                trained_on=tuple(sample.name for sample in self.train),
+                weights=_checksums(self.run.model),
+            ).save(self.run.model)
+        finally:
+            write_run_report(self.run)
+
+
+def _split(
+    plugins: Plugins,
+    data: Path,
+    settings: TrainSettings,
+    reader: str,
+    options: Options,
+    saved: Path | None = None,
+) -> tuple[list[Sample], list[Sample], Splits]:
+    """The training and validation samples, and the splits that say so."""
+    given = options.model_dump(exclude_unset=True)
+    samples = open_dataset(plugins, data, reader, given, labelled=True)
+    if settings.val is not None:
+        val = list(open_dataset(plugins, settings.val, settings.reader, given, labelled=True))
+        _refuse_shared(samples, val, settings.val)
+        names = Splits(train=tuple(s.name for s in samples), val=tuple(s.name for s in val))
+        return list(samples), val, names
+    if saved is not None and saved.exists():
+        splits = Splits.load(saved)
+    else:
+        splits = make_splits(samples, settings, settings.seed)
+    train_set, val_set = select(samples, splits)
+    return train_set, val_set, splits
+
+
+def _refuse_shared(train_set: Any, val_set: list[Sample], val: Path) -> None:
+    shared = {s.path for s in train_set} & {s.path for s in val_set} - {None}
+    if shared:
+        raise DataError(
+            f"--val {val}: {min(str(path) for path in shared)} is also a training image.",
+            hint="Validation images must not be trained on; leave --val out to split by itself.",
+        )
+
+
+def _check_samples(samples: list[Sample]) -> None:
+    """All images of one training have the same channels."""
+    first = samples[0]
+    for sample in samples:
+        if sample.image.shape[0] != first.image.shape[0]:
+            raise DataError(
+                f"{sample.name} has {sample.image.shape[0]} channels, but {first.name} has "
+                f"{first.image.shape[0]}.",
+                hint="Pick the same ones from each with --channels, such as --channels 0.",
+            )
+        if first.channels and sample.channels and sample.channels != first.channels:
+            raise DataError(
+                f"{sample.name} has the channels {', '.join(sample.channels)}, but {first.name} "
+                f"has {', '.join(first.channels)}.",
+                hint="Pick them by name: --channels " + ",".join(first.channels),
+            )
+
+
+def _resolved(settings: TrainSettings) -> dict[str, Any]:
+    """The settings with paths that mean the same from any working directory."""
+    values = settings.model_dump(mode="json")
+    for name in ("val", "splits"):
+        if values[name] is not None:
+            values[name] = str(Path(values[name]).absolute())
+    return values
+
+
+def _epochs_so_far(run: RunDir, request: Request) -> int:
+    asked = [e.epochs for e in run.events() if isinstance(e, Resumed) and e.epochs]
+    epochs = asked[-1] if asked else request.settings.get("epochs")
+    if not isinstance(epochs, int):
+        raise ConfigError(f"{run.path}/run.json does not say for how many epochs to train.")
+    return epochs
+
+
+def _checksums(model: Path) -> dict[str, str]:
+    sums = {}
+    for file in sorted(path for path in model.rglob("*") if path.is_file()):
+        if file.name != BUNDLE_FILE:
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            sums[file.relative_to(model).as_posix()] = digest
+    return sums
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("cellseg-core")
