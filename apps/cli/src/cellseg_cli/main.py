@@ -1,0 +1,76 @@
+"""``cellseg``: the entry point. It builds the one command that is asked for.
+
+The others are listed by name and summary alone, so that ``--help`` stays quick; nothing of core
+is imported for it.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from cellseg_cli.arguments import typed
+from cellseg_cli.commands import COMMANDS
+
+_HELP = "Train, predict and score models that find cells and nuclei in microscopy images."
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code; the one place where an error becomes a message."""
+    line = list(sys.argv[1:] if argv is None else argv)
+    try:
+        make_app(line)(line, prog_name="cellseg")
+    except SystemExit:
+        raise
+    except BaseException as error:
+        from cellseg_cli.failures import report
+
+        raise SystemExit(report(error, line)) from None
+    raise SystemExit(0)
+
+
+def make_app(line: Sequence[str] = ()) -> typer.Typer:
+    """The app with all commands; the one that ``line`` asks for also has its flags."""
+    app = typer.Typer(
+        help=_HELP,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings=_SETTINGS,
+    )
+    app.callback()(_root)
+    called, arguments = typed(line, os.environ)
+    for name, entry in COMMANDS.items():
+        if name != called:
+            app.command(name, help=entry.summary, rich_help_panel=entry.panel)(_listed)
+            continue
+        from cellseg_cli.flags import build
+
+        command = build(name, arguments)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=entry.panel)
+        else:
+            app.command(name, rich_help_panel=entry.panel)(command)
+    return app
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"cellseg {installed('cellseg-core')}")
+        raise typer.Exit
+
+
+def _listed() -> None:
+    """Stand in for a command that is not asked for."""
+
+
+if __name__ == "__main__":
+    main()

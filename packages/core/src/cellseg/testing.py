@@ -254,6 +254,7 @@ class BackendTests:
         tiles = [_tile(blobs(seed, self.shape)) for seed in (7, 8)]
         both = predict(tiles)
         assert len(both) == 2
+        assert not np.array_equal(both[0].labels, both[1].labels), "one result for two tiles"
         for tile, found in zip(tiles, both, strict=True):
             np.testing.assert_array_equal(found.labels, predict([tile])[0].labels)
 

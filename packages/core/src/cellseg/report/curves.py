@@ -70,8 +70,16 @@ class Chart:
     bottom: int = HEIGHT - _BOTTOM
 
 
-def chart(title: str, series: Iterable[Series], x_label: str = "step") -> Chart | None:
+def chart(
+    title: str, series: Iterable[Series], x_label: str = "step", whole: bool = True
+) -> Chart | None:
     """Lay out a chart, with a logarithmic axis where values span two orders of magnitude.
+
+    Args:
+        title: what is drawn.
+        series: the lines, at most four that can be told apart.
+        x_label: what x counts.
+        whole: x counts whole things, so that only whole numbers are marked.
 
     Returns:
         The chart, or None where no series has a finite point.
@@ -89,7 +97,7 @@ def chart(title: str, series: Iterable[Series], x_label: str = "step") -> Chart 
         title=title,
         x_label=x_label,
         y_label="log scale" if logarithmic else "",
-        x_ticks=x_axis.ticks(whole=True),
+        x_ticks=x_axis.ticks(whole),
         y_ticks=y_axis.ticks(),
         lines=lines,
         description=". ".join(_in_words(s, p, x_label) for s, p in kept) + ".",

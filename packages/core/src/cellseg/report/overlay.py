@@ -2,7 +2,7 @@
 
 The two differ in colour (orange and sky blue of the Okabe-Ito palette, which people with any
 colour vision tell apart) and in line style (solid and dashed). Objects without a partner of
-IoU > 0.5 are filled, so that errors stand out.
+IoU 0.5 or more are filled, so that errors stand out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cellseg.data import Image, LazyArray
 from cellseg.errors import DataError
+from cellseg.metrics import match, overlaps
 
 PREDICTION = (230, 159, 0)
 TRUTH = (86, 180, 233)
@@ -51,9 +52,11 @@ def overlay(
     shape: tuple[int, int] = prediction.shape[-2:]
     scale = _scale(shape, side)
     canvas = _enlarged(_grey(image, shape), scale)
-    for labels, other, colour in ((truth, prediction, TRUTH), (prediction, truth, PREDICTION)):
-        if labels is not None and other is not None:
-            _fill(canvas, labels[0], unmatched(labels[0], other[0]), colour)
+    if truth is not None:
+        table = overlaps(prediction, truth)
+        matched = match(table, 0.5)
+        _fill(canvas, truth[0], np.delete(table.truth_ids, matched.rows), TRUTH)
+        _fill(canvas, prediction[0], np.delete(table.prediction_ids, matched.columns), PREDICTION)
     _draw(canvas, _outlines(prediction[0], scale), PREDICTION, dash=0)
     if truth is not None:
         _draw(canvas, _outlines(truth[0], scale), TRUTH, dash=5)
@@ -103,23 +106,6 @@ def window_of(shape: tuple[int, ...]) -> tuple[slice, slice]:
     return slice(top, top + height), slice(left, left + width)
 
 
-def unmatched(labels: NDArray[Any], other: NDArray[Any]) -> set[int]:
-    """The ids in ``labels`` that overlap with no object of ``other`` by an IoU above 0.5.
-
-    Both are ``(y, x)``. Above 0.5, each object has one partner at most.
-    """
-    pairs, counts = np.unique(
-        np.stack([labels.ravel(), other.ravel()]).astype(np.int64), axis=1, return_counts=True
-    )
-    sizes = dict(zip(*np.unique(labels, return_counts=True), strict=True))
-    other_sizes = dict(zip(*np.unique(other, return_counts=True), strict=True))
-    missing = {int(label) for label in sizes if label}
-    for (mine, theirs), shared in zip(pairs.T, counts, strict=True):
-        if mine and theirs and shared / (sizes[mine] + other_sizes[theirs] - shared) > 0.5:
-            missing.discard(int(mine))
-    return missing
-
-
 def _check(image: Image | None, prediction: NDArray[Any], truth: NDArray[Any] | None) -> None:
     wrong = prediction.ndim != 3 or prediction.shape[0] != 1
     wrong |= truth is not None and truth.shape != prediction.shape
@@ -161,11 +147,14 @@ def _enlarged(grey: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
 
 
 def _fill(
-    canvas: NDArray[np.uint8], labels: NDArray[Any], ids: set[int], colour: tuple[int, int, int]
+    canvas: NDArray[np.uint8],
+    labels: NDArray[Any],
+    ids: NDArray[np.uint64],
+    colour: tuple[int, int, int],
 ) -> None:
     import cv2
 
-    chosen = np.isin(labels, list(ids)).astype(np.uint8)
+    chosen = np.isin(labels, ids.astype(labels.dtype)).astype(np.uint8)
     size = (canvas.shape[1], canvas.shape[0])
     inside = cv2.resize(chosen, size, interpolation=cv2.INTER_NEAREST) > 0
     canvas[inside] = (0.68 * canvas[inside] + 0.32 * np.array(colour)).astype(np.uint8)

@@ -1,0 +1,38 @@
+"""The table of commands. It imports none of them: their modules need the whole of core."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """A command as the help page lists it."""
+
+    module: str
+    """The module of this package whose function, of the command's name, builds it."""
+    summary: str
+    """The first line of its docstring; a test keeps the two equal."""
+    panel: str
+    """The heading it stands under."""
+
+
+_USE = "Train and use models"
+_LOOK = "Look at data and results"
+_SET_UP = "Set up"
+
+COMMANDS = {
+    "train": Entry("training", "Train a model on labelled images.", _USE),
+    "resume": Entry("training", "Continue a training that was stopped, or train longer.", _USE),
+    "predict": Entry("predicting", "Segment images with a trained model.", _USE),
+    "export": Entry("exporting", "Convert a trained model to another format.", _USE),
+    "evaluate": Entry("scoring", "Score predicted labels against the truth.", _LOOK),
+    "check-data": Entry("data", "Check images and labels before training on them.", _LOOK),
+    "preview-augmentation": Entry("data", "Draw what augmentation does to your images.", _LOOK),
+    "report": Entry("scoring", "Write the report page of a run again.", _LOOK),
+    "demo": Entry("setup", "Train, predict and score on synthetic cells; needs no data.", _SET_UP),
+    "backends": Entry("backends", "List the installed backends, or show one in full.", _SET_UP),
+    "init": Entry("setup", "Write a commented config file for a backend.", _SET_UP),
+    "new-backend": Entry("setup", "Write a backend package that passes its own tests.", _SET_UP),
+    "doctor": Entry("setup", "Check this computer and what is installed on it.", _SET_UP),
+}
+"""All commands, in the order of the help page."""

@@ -1,0 +1,163 @@
+"""Turns option classes into command-line flags, using only Typer's public API.
+
+Typer reads a command's signature. So the options of core, of a reader and of a backend become
+flags by giving the command a signature that lists them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from cellseg.errors import ConfigError, PluginError
+from cellseg.options import Options, flag, parse, refuse_unknown
+from pydantic.fields import FieldInfo
+
+from cellseg_cli.arguments import Arguments
+from cellseg_cli.commands import COMMANDS
+from cellseg_cli.console import Console
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+_ONE_TO_ONE = (int, float, str, bool, Path)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The options of one class, as flags under one or more headings."""
+
+    model: type[Options]
+    panel: str
+    """The heading of the fields that the class itself puts under none."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options that the user gave: those typed win over those of the config file."""
+
+    typed: Mapping[str, object] = field(default_factory=dict)
+    configured: Mapping[str, object] = field(default_factory=dict)
+    file: Path | None = None
+
+    def values(self, model: type[Options]) -> dict[str, object]:
+        """What was given for ``model``, and is valid.
+
+        Raises:
+            ConfigError: it is not; the message names the flag, and the file if that is to blame.
+        """
+        both = {**self.configured, **self.typed}
+        mine = {name: value for name, value in both.items() if name in model.model_fields}
+        try:
+            parse(model, mine)
+        except ConfigError:
+            if self.file is not None:
+                filed = {name: self.configured[name] for name in mine if name in self.configured}
+                parse(model, filed, str(self.file))
+            raise
+        return mine
+
+    def options(self, model: type[OptionsT]) -> OptionsT:
+        """The options of ``model``, with its defaults for what was not given."""
+        return parse(model, self.values(model))
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function to run, and the option classes whose fields become its flags.
+
+    The function's parameters are the command's own arguments and flags. One annotated ``Console``
+    gets the console, one annotated ``Given`` the options; neither is a flag.
+    """
+
+    run: Callable[..., None]
+    groups: Sequence[Group] = ()
+    config: Path | None = None
+    configured: Mapping[str, object] = field(default_factory=dict)
+    extra_keys: tuple[str, ...] = ()
+    """Keys of the config file that are no options of a class, such as ``backend``."""
+
+
+def build(name: str, arguments: Arguments) -> Callable[..., None] | typer.Typer:
+    """The command ``name`` in a form that Typer reads, with the flags that it needs now."""
+    module = import_module(f"cellseg_cli.commands.{COMMANDS[name].module}")
+    made: Command | typer.Typer = getattr(module, name.replace("-", "_"))(arguments)
+    return made if isinstance(made, typer.Typer) else with_flags(made)
+
+
+def with_flags(command: Command) -> Callable[..., None]:
+    """``command`` as a function with one flag for each option, and those of the console.
+
+    Raises:
+        PluginError: two option classes, or a class and the command, have a flag of one name.
+        ConfigError: the config file has a key that is none of the options.
+    """
+    signature = inspect.signature(command.run, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.annotation not in (Console, Given)]
+    injected = {p.name: p.annotation for p in signature.parameters.values() if p not in own}
+    flags = _all_flags(command.groups, own)
+    if command.config is not None:
+        refuse_unknown(command.configured, [*flags, *command.extra_keys], str(command.config))
+
+    @wraps(command.run)
+    def wrapper(ctx: typer.Context, **kwargs: Any) -> None:
+        shown = {name: kwargs.pop(name) for name in _CONSOLE_FLAGS}
+        console = Console(**shown)
+        values = {name: kwargs.pop(name) for name in flags}
+        given = {n: flags[n].read(v) for n, v in values.items() if _was_typed(ctx, n)}
+        made = {Console: console, Given: Given(given, command.configured, command.config)}
+        command.run(**kwargs, **{name: made[kind] for name, kind in injected.items()})
+
+    context = inspect.Parameter(
+        "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    parameters = [
+        context,
+        *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own),
+        *(f.parameter for f in flags.values()),
+        *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a)
+          for n, (a, d) in _CONSOLE_FLAGS.items()),
+    ]
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
+
+
+def value_flags(command: Command) -> tuple[set[str], set[str]]:
+    """The flags of ``command`` that take a value, and those that are switches."""
+    takes, switches = {"-o", "--output", "--config", "--model", "--backend", "-c"}, set[str]()
+    for group in command.groups:
+        for name, info in group.model.model_fields.items():
+            if _without_none(info.annotation)[0] is bool:
+                switches |= {flag(name), flag("no_" + name)}
+            else:
+                takes.add(flag(name))
+    switches |= {"--json", "--quiet", "--verbose", "-q", "-v", "-vv", "--overwrite", *("-h", "--help")}
+    return takes, switches
+
+
+@dataclass(frozen=True)
+class _Flag:
+    parameter: inspect.Parameter
+    read: Callable[[Any], object]
+    """From what Typer gives to what the option class takes."""
+
+
+def _all_flags(groups: Sequence[Group], own: Sequence[inspect.Parameter]) -> dict[str, _Flag]:
+    taken = {p.name: "cellseg itself" for p in own} | dict.fromkeys(_CONSOLE_FLAGS, "cellseg itself")
+    flags: dict[str, _Flag] = {}
+    for group in groups:
+        for name, info in group.model.model_fields.items():
+            if name in taken:
+                raise PluginError(
+                    f"{group.model.__name__} and {taken[name]} both have an option {flag(name)}."
+                )
+            taken[name] = group.model.__name__
+            flags[name] = _flag(name, info, group.model.panel_of(name) or group.panel)
+    return flags

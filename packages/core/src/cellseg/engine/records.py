@@ -1,0 +1,127 @@
+"""Tiles on disk: what is segmented survives a kill, and memory stays that of one tile.
+
+A record is one file: a line of JSON, then compressed arrays. It appears under its name only
+when it is whole; one that is damaged counts as missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.engine.plan import Direction
+from cellseg.engine.tile import Objects, TileLabels
+from cellseg.files import storage_errors
+
+_COLUMNS = ("area", "centroid", "low", "high", "score", "kind")
+_MAGIC = b"cellseg tile 1\n"
+
+
+def write_quickly(path: Path, data: bytes) -> None:
+    """Write a whole file that a kill can neither damage nor cut short.
+
+    It is not forced onto the disk: after a power cut it may be missing, and is made again.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with storage_errors(path):
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def save(path: Path, tile: TileLabels) -> None:
+    """Write the record of a tile.
+
+    Raises:
+        StorageError: the disk is full, or permission is missing.
+    """
+    from imagecodecs import lz4_encode
+
+    blobs: list[bytes] = []
+    index: dict[str, tuple[int, int, str, tuple[int, ...]]] = {}
+    position = 0
+    arrays: dict[str, NDArray[Any]] = {"core": tile.core}
+    arrays |= {_key(direction): strip for direction, strip in tile.strips.items()}
+    arrays |= {name: getattr(tile.objects, name) for name in _COLUMNS}
+    for name, array in arrays.items():
+        blob = bytes(lz4_encode(np.ascontiguousarray(array).tobytes())) if array.size else b""
+        index[name] = (position, len(blob), array.dtype.str, array.shape)
+        position += len(blob)
+        blobs.append(blob)
+    body = b"".join(blobs)
+    head = json.dumps({"arrays": index, "crc": zlib.crc32(body), "size": len(body)}).encode()
+    write_quickly(path, b"".join((_MAGIC, head, b"\n", body)))
+
+
+class Record:
+    """A tile read back, array by array."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            magic, head = file.readline(), file.readline()
+            self._start = file.tell()
+        if magic != _MAGIC:
+            raise ValueError(f"{path} is no tile record")
+        self._head = json.loads(head)
+
+    def whole(self) -> bool:
+        """Whether the file holds what was written."""
+        with self._path.open("rb") as file:
+            file.seek(self._start)
+            body = file.read()
+        head = self._head
+        return len(body) == head["size"] and zlib.crc32(body) == head["crc"]
+
+    @property
+    def core(self) -> NDArray[Any]:
+        """The labels of the core."""
+        return self._arrays(["core"])[0]
+
+    def strip(self, direction: Direction) -> NDArray[Any]:
+        """The labels in the window towards ``direction``."""
+        return self._arrays([_key(direction)])[0]
+
+    @property
+    def objects(self) -> Objects:
+        """The objects of the tile."""
+        return Objects(*self._arrays(_COLUMNS))
+
+    def _arrays(self, names: Sequence[str]) -> list[NDArray[Any]]:
+        from imagecodecs import lz4_decode
+
+        arrays = []
+        with self._path.open("rb") as file:
+            for name in names:
+                position, length, code, shape = self._head["arrays"][name]
+                dtype = np.dtype(code)
+                if not length:
+                    arrays.append(np.zeros(shape, dtype))
+                    continue
+                file.seek(self._start + position)
+                size = int(np.prod(shape)) * dtype.itemsize
+                raw = lz4_decode(file.read(length), out=size)
+                arrays.append(np.frombuffer(raw, dtype).reshape(shape))
+        return arrays
+
+
+def is_whole(path: Path) -> bool:
+    """Whether ``path`` is the undamaged record of a tile."""
+    try:
+        return Record(path).whole()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _key(direction: Direction) -> str:
+    return "strip" + "".join("-0+"[d + 1] for d in direction)

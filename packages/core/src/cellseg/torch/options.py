@@ -1,0 +1,72 @@
+"""Options that every training on PyTorch takes; light, so that ``--help`` needs no torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from cellseg.options import Options
+
+
+class TorchOptions(Options):
+    """How ``cellseg.torch.training.fit`` trains; a backend's options inherit these."""
+
+    panels: ClassVar = {
+        "Optimiser": (
+            "batch_size",
+            "accumulate",
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "decay_epochs",
+            "clip",
+            "average",
+        ),
+        "Hardware": ("precision", "devices", "strategy", "num_workers"),
+        "Checkpoints and logs": (
+            "validate_every",
+            "checkpoint_every",
+            "save_top_k",
+            "early_stopping",
+            "logger",
+        ),
+    }
+
+    batch_size: int = Field(8, ge=1)
+    """Patches in a batch, on each device."""
+    accumulate: int = Field(1, ge=1)
+    """Batches that make one step of the optimiser: more, and a large batch fits a small memory."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate, reached after the warm-up."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of AdamW; norms and biases are spared."""
+    warmup_steps: int = Field(20, ge=0)
+    """Steps in which the learning rate rises from near 0 to its peak."""
+    decay_epochs: int = Field(100, ge=0)
+    """The learning rate falls along a cosine to a hundredth of its peak in this many epochs, and
+    stays there; 0 keeps it at its peak. It does not depend on --epochs, so that a run that is
+    prolonged later equals one that was long from the start."""
+    clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; a larger one is scaled down. 0 clips nothing."""
+    average: float = Field(0.99, ge=0, lt=1)
+    """Validate and keep a running average of the weights, with this decay per step; 0 is off."""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    """Arithmetic: 16-mixed needs CUDA; both mixed ones halve the memory of a GPU."""
+    devices: int = Field(1, ge=1)
+    """How many GPUs (or processes, on a CPU) train together."""
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed_stage_2"] = "auto"
+    """How several devices share the work; auto is ddp if there are several."""
+    num_workers: int | None = Field(None, ge=0)
+    """Processes that prepare patches for each device; by default none on a CPU, and a few beside a
+    GPU. The patches do not depend on it."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs from one validation to the next; the last epoch always ends with one."""
+    checkpoint_every: int = Field(0, ge=0)
+    """Steps between checkpoints within an epoch; 0 makes one at the end of each epoch only."""
+    save_top_k: int = Field(1, ge=0)
+    """Keep the weights of this many best validations. The best are the result; with 0 the last."""
+    early_stopping: int = Field(0, ge=0)
+    """Stop after this many validations without a better score; 0 never does."""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also log to TensorBoard or Weights & Biases, where that is installed."""

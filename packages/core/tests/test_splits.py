@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellseg.data import Sample
+from cellseg.errors import ConfigError, DataError
+from cellseg.options import parse
+from cellseg.splits import SplitOptions, Splits, make_splits, select
+
+PIXELS = np.zeros((1, 1, 2, 2), np.uint8)
+
+
+def sample(name: str, source: str = "", split: str | None = None) -> Sample:
+    return Sample(name=name, image=PIXELS, source=source, split=split)
+
+
+def images(count: int) -> list[Sample]:
+    return [sample(f"image{i:03}") for i in range(count)]
+
+
+def movies(frames: dict[str, int]) -> list[Sample]:
+    return [sample(f"{name}#{t}", name) for name, n in frames.items() for t in range(n)]
+
+
+MOVIES = st.dictionaries(
+    st.text("abcdefgh", min_size=1, max_size=4), st.integers(1, 5), min_size=2, max_size=12
+).map(movies)
+
+
+@given(MOVIES, st.integers(2, 12), st.integers(0, 99))
+def test_folds_are_disjoint_and_cover(samples: list[Sample], folds: int, seed: int) -> None:
+    groups = {s.group for s in samples}
+    folds = min(folds, len(groups))
+    seen: list[str] = []
+    for fold in range(folds):
+        options = SplitOptions(split="k-fold", folds=folds, fold=fold)
+        train, val = select(samples, make_splits(samples, options, seed))
+        assert not {s.group for s in train} & {s.group for s in val}
+        assert len(train) + len(val) == len(samples)
+        assert train and val
+        seen += [s.name for s in val]
+    assert sorted(seen) == sorted(s.name for s in samples), "each image validates exactly once"
+
+
+@given(MOVIES, st.integers(0, 99), st.floats(0.01, 0.99))
+def test_train_val_keeps_groups_whole(samples: list[Sample], seed: int, share: float) -> None:
+    splits = make_splits(samples, SplitOptions(val_fraction=share), seed)
+    train, val = select(samples, splits)
+    assert train and val
+    assert not {s.group for s in train} & {s.group for s in val}
+    groups = len({s.group for s in samples})
+    assert abs(len({s.group for s in val}) - share * groups) <= 1
+
+
+@given(MOVIES, st.integers(0, 99), st.randoms(use_true_random=False))
+def test_the_order_of_the_files_does_not_matter(
+    samples: list[Sample], seed: int, rng: random.Random
+) -> None:
+    shuffled = samples.copy()
+    rng.shuffle(shuffled)
+    for options in (SplitOptions(), SplitOptions(split="k-fold", folds=2, fold=1)):
+        one, other = make_splits(samples, options, seed), make_splits(shuffled, options, seed)
+        assert set(one.train) == set(other.train) and set(one.val) == set(other.val)
+
+
+def test_the_split_is_pinned() -> None:
+    """A new release must not move images from validation to training."""
+    assert make_splits(images(6), SplitOptions(), 0).val == ("image004",)
+    assert make_splits(images(6), SplitOptions(), 1).val == ("image000",)
+
+
+def test_the_seed_matters() -> None:
+    made = {make_splits(images(20), SplitOptions(), seed).val for seed in range(5)}
+    assert len(made) > 1
+
+
+def test_full_trains_on_all() -> None:
+    splits = make_splits(images(3), SplitOptions(split="full"), 0)
+    assert splits == Splits(train=("image000", "image001", "image002"), val=())
+
+
+def test_one_source_cannot_be_divided() -> None:
+    movie = movies({"movie": 9})
+    for options in (SplitOptions(), SplitOptions(split="k-fold", folds=2)):
+        with pytest.raises(DataError, match="only one source image, 'movie'") as error:
+            make_splits(movie, options, 0)
+        assert error.value.hint and "--val" in error.value.hint and "full" in error.value.hint
+    assert len(make_splits(movie, SplitOptions(split="full"), 0).train) == 9
+
+
+def test_no_images() -> None:
+    with pytest.raises(DataError, match="no images"):
+        make_splits([], SplitOptions(), 0)
+
+
+def test_more_folds_than_sources() -> None:
+    with pytest.raises(ConfigError, match=r"--folds 5 .*\(3\)"):
+        make_splits(images(3), SplitOptions(split="k-fold"), 0)
+
+
+def test_a_division_in_the_data_is_kept() -> None:
+    samples = [sample("a", split="train"), sample("b", split="val"), sample("c", split="train")]
+    assert make_splits(samples, SplitOptions(), 0) == Splits(train=("a", "c"), val=("b",))
+    assert make_splits(samples, SplitOptions(split="full"), 0).val == ()
+    both = [sample("m#0", "m", "train"), sample("m#1", "m", "val")]
+    with pytest.raises(DataError, match="one source in both train and val: 'm'"):
+        make_splits(both, SplitOptions(), 0)
+    with pytest.raises(DataError, match="but not 'd'"):
+        make_splits([*samples, sample("d")], SplitOptions(), 0)
+    with pytest.raises(DataError, match="only validation images"):
+        make_splits(samples[1:2], SplitOptions(), 0)
+
+
+def test_splits_are_stored_and_given_back(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "splits.json"
+    made = make_splits(images(6), SplitOptions(), 3)
+    made.save(file)
+    assert json.loads(file.read_text()) == {"train": list(made.train), "val": list(made.val)}
+    assert make_splits(images(6), SplitOptions(splits=file), 99) == made
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        (["image000", "image001"], ["image009"], "not in the data: 'image009'"),
+        (["image000"], ["image001"], "leaves out images that are in the data: 'image002'"),
+        (["image000", "image001"], ["image001", "image002"], "more than once: 'image001'"),
+        ([], ["image000", "image001", "image002"], "no image to train on"),
+    ],
+)
+def test_a_splits_file_that_does_not_fit(
+    tmp_path: Path, train: list[str], val: list[str], message: str
+) -> None:
+    file = tmp_path / "splits.json"
+    file.write_text(json.dumps({"train": train, "val": val}))
+    with pytest.raises(DataError, match=message) as error:
+        make_splits(images(3), SplitOptions(splits=file), 0)
+    assert str(file) in str(error.value)
+    with pytest.raises(DataError, match=message):
+        select(images(3), Splits.load(file))
+
+
+def test_a_splits_file_that_tears_a_movie(tmp_path: Path) -> None:
+    file = tmp_path / "splits.json"
+    Splits(train=("a#0", "b#0"), val=("a#1",)).save(file)
+    with pytest.raises(DataError, match="one source in both train and val: 'a'"):
+        make_splits(movies({"a": 2, "b": 1}), SplitOptions(splits=file), 0)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"train": 3}', '{"train": [], "test": []}', "\x00"])
+def test_damaged_splits_files(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "splits.json"
+    file.write_text(text)
+    with pytest.raises(DataError, match=r"splits\.json: not a splits file") as error:
+        Splits.load(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_splits_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        Splits.load(tmp_path / "splits.json")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fold": 1}, "--fold goes with --split k-fold"),
+        ({"split": "k-fold", "fold": 5}, "--fold 5 does not exist"),
+        ({"split": "full", "val_fraction": 0.5}, "--val-fraction goes with --split train-val"),
+        ({"splits": "a.json", "split": "full"}, "--splits and --split exclude each other"),
+        ({"splits": "a.json", "val_fraction": 0.3}, "--splits and --val-fraction exclude"),
+        ({"val_fraction": 1.0}, "less than 1"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(SplitOptions, values)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+
+import cellseg as cs
+from cellseg.bundle import Bundle
+from cellseg.errors import ConfigError, DataError, InterruptedRunError, UnknownPluginError
+from cellseg.plugins import Plugins
+from cellseg.splits import Splits
+from cellseg.testing import blobs
+from cellseg.workflows.export import export
+from cellseg.workflows.train import refuse_clashes, resume, train
+from cellseg.workflows.train_settings import TrainSettings
+
+
+@pytest.fixture
+def plugins() -> Plugins:
+    return Plugins()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "data", range(5))
+
+
+def write(folder: Path, seeds: range, dtype: str = "uint16") -> Path:
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for seed in seeds:
+        sample = blobs(seed)
+        assert sample.labels is not None
+        image = (100 + 1000 * sample.image[0, 0, :, :].clip(0)).astype(dtype)  # type: ignore
+        tifffile.imwrite(folder / f"images/{seed}.tif", image)
+        labels = sample.labels[0, :, :].astype(np.uint16)  # type: ignore
+        tifffile.imwrite(folder / f"labels/{seed}.tif", labels)
+    return folder
+
+
+def settings(**values: object) -> TrainSettings:
+    return TrainSettings.model_validate({"epochs": 2, **values})
+
+
+def test_training_leaves_a_run_that_remembers_itself(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    run = train(plugins, "otsu", data, tmp_path / "run", settings=settings(seed=3))
+    assert {path.name for path in run.path.iterdir()} == {
+        "run.json", "config.yaml", "splits.json", "events.jsonl",
+        "checkpoint", "previews", "report.html", "model",
+    }  # fmt: skip
+    splits = Splits.load(run.splits)
+    assert len(splits.train) == 4 and len(splits.val) == 1
+    bundle = Bundle.load(run.model)
+    assert bundle.backend == "otsu" and bundle.trained_on == splits.train
+    assert set(bundle.weights) == {"threshold.json"}
+    assert bundle.normaliser.model_dump(mode="json") == run.request().normaliser
+    config = yaml.safe_load(run.config.read_text())
+    assert config["backend"] == "otsu" and config["seed"] == 3 and config["sigma"] == 1.0
+    steps = [event.step for event in run.events() if isinstance(event, cs.Progress)]
+    assert steps == list(range(1, 9))
+
+
+def test_an_interrupted_run_ends_like_an_undisturbed_one(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    whole = train(plugins, "otsu", data, tmp_path / "whole", settings=settings())
+    with pytest.raises(InterruptedRunError):
+        train(
+            plugins, "otsu", data, tmp_path / "run", settings=settings(), interrupted=lambda: True
+        )
+    assert (tmp_path / "run/report.html").exists()
+    run = resume(plugins, tmp_path / "run")
+    assert (run.model / "threshold.json").read_text() == (
+        whole.model / "threshold.json"
+    ).read_text()
+    steps = [event.step for event in run.events() if isinstance(event, cs.Progress)]
+    assert steps == list(range(1, 9))
+
+
+def test_a_finished_run_is_left_alone_unless_told_to_train_longer(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    run = train(plugins, "otsu", data, tmp_path / "run", settings=settings())
+    before = run.log.read_text()
+    notes: list[cs.Event] = []
+    resume(plugins, run.path, emit=notes.append)
+    assert run.log.read_text() == before
+    assert "finished" in str(notes)
+    resume(plugins, run.path, epochs=3)
+    assert max(e.step for e in run.events() if isinstance(e, cs.Progress)) == 12
+    resume(plugins, run.path, emit=notes.append)
+    assert "all 3 epochs" in str(notes[-1])
+
+
+def test_splits_are_given_back(plugins: Plugins, data: Path, tmp_path: Path) -> None:
+    first = train(plugins, "otsu", data, tmp_path / "a", settings=settings(seed=1))
+    second = train(
+        plugins, "otsu", data, tmp_path / "b", settings=settings(seed=2, splits=first.splits)
+    )
+    assert Splits.load(second.splits) == Splits.load(first.splits)
+
+
+def test_validation_images_of_ones_own(plugins: Plugins, data: Path, tmp_path: Path) -> None:
+    val = write(tmp_path / "val", range(10, 12))
+    run = train(plugins, "otsu", data, tmp_path / "run", settings=settings(val=val))
+    splits = Splits.load(run.splits)
+    assert len(splits.train) == 5 and len(splits.val) == 2
+    with pytest.raises(DataError, match="also a training image"):
+        train(plugins, "otsu", data, tmp_path / "leak", settings=settings(val=data))
+    assert not (tmp_path / "leak").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"backend": "otzu"}, UnknownPluginError, "No trainer called 'otzu'"),
+        ({"options": {"sigam": 1}}, ConfigError, "unknown option 'sigam'"),
+        ({"options": {"sigma": -1}}, ConfigError, "--sigma"),
+        ({"reader_options": {"chanels": "0"}}, ConfigError, "unknown option 'chanels'"),
+        ({"data": Path("nowhere")}, DataError, "nowhere"),
+    ],
+)
+def test_a_wrong_request_leaves_nothing_behind(
+    plugins: Plugins,
+    data: Path,
+    tmp_path: Path,
+    changes: dict[str, object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    values: dict[str, object] = {"backend": "otsu", "data": data, **changes}
+    with pytest.raises(error, match=message):
+        train(plugins, out=tmp_path / "run", settings=settings(), **values)  # type: ignore
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_with_other_channels_are_refused(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    tifffile.imwrite(data / "images/1.tif", image, photometric="rgb")
+    with pytest.raises(DataError, match="channels") as error:
+        train(plugins, "otsu", data, tmp_path / "run", settings=settings())
+    assert "--channels" in str(error.value.hint)
+
+
+def test_two_options_of_one_name_are_refused() -> None:
+    class Clash(cs.Options):
+        seed: int = 0
+        """Mine."""
+
+    with pytest.raises(cs.PluginError, match="both have an option 'seed'"):
+        refuse_clashes(TrainSettings(), Clash())
+
+
+def test_export_packs_a_bundle(plugins: Plugins, data: Path, tmp_path: Path) -> None:
+    import zipfile
+
+    run = train(plugins, "otsu", data, tmp_path / "run", settings=settings())
+    target = export(plugins, run.path, "zip", tmp_path / "model.zip")
+    with zipfile.ZipFile(target) as packed:
+        assert json.loads(packed.read("bundle.json"))["backend"] == "otsu"
+        assert "threshold.json" in packed.namelist()
+    with pytest.raises(DataError, match="exists"):
+        export(plugins, run.path, "zip", target)
+    export(plugins, run.path, "zip", target, overwrite=True)
+    with pytest.raises(UnknownPluginError, match="No exporter 'zp'"):
+        export(plugins, run.path, "zp", tmp_path / "other")

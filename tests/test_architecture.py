@@ -1,0 +1,135 @@
+"""The rules that keep the architecture what it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+CORE = REPO / "packages/core/src/cellseg"
+HEAVY = {
+    "numpy", "torch", "lightning", "zarr", "ngio", "dask", "pandas", "skimage", "scipy", "cv2",
+    "matplotlib", "pyarrow", "h5py", "tifffile", "imagecodecs", "cc3d", "fastremap", "safetensors",
+}  # fmt: skip
+LIGHT = ["errors", "events", "options", "data", "files", "specs", "hookspecs", "plugins", "builtin",
+         "bundle", "runs", "splits", "sampling_options", "normalise"]  # fmt: skip
+COMMANDS = ["train", "resume", "predict", "evaluate", "export", "backends", "check-data", "doctor",
+            "init", "demo", "new-backend", "preview-augmentation"]  # fmt: skip
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """All modules that a file imports, at its top or inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def backends() -> list[Path]:
+    return sorted((REPO / "packages").glob("backend-*"))
+
+
+@pytest.mark.parametrize("path", sources(CORE), ids=lambda p: str(p.relative_to(CORE)))
+def test_core_imports_no_backend_and_no_cli(path: Path) -> None:
+    foreign = {name for name in tops(path) if name.startswith("cellseg_")}
+    assert not foreign
+
+
+def test_a_backend_imports_no_other_and_not_the_cli() -> None:
+    for backend in backends():
+        own = {p.name for p in (backend / "src").iterdir()}
+        for path in sources(backend / "src"):
+            foreign = {n for n in tops(path) if n.startswith("cellseg_")} - own
+            assert not foreign, f"{path} imports {foreign}"
+
+
+def test_one_package_imports_ngio() -> None:
+    users = {p.relative_to(CORE).parts[0] for p in sources(CORE) if "ngio" in tops(p)}
+    assert users <= {"ome"}
+
+
+def test_core_without_its_extra_has_no_torch() -> None:
+    for path in sources(CORE):
+        if path.relative_to(CORE).parts[0] == "torch" or path.name in ("doctor.py", "testing.py"):
+            continue
+        assert not tops(path) & {"torch", "lightning", "safetensors"}, path
+
+
+def test_contracts_do_not_import_workflows() -> None:
+    for name in LIGHT:
+        wrong = [m for m in imports(CORE / f"{name}.py") if m.startswith("cellseg.workflows")]
+        assert not wrong, f"{name}.py imports {wrong}"
+
+
+def test_cards_know_neither_hooks_nor_plugins() -> None:
+    order = ["errors", "events", "options", "data", "specs", "hookspecs", "plugins"]
+    for rank, name in enumerate(order):
+        later = {f"cellseg.{other}" for other in order[rank + 1 :]}
+        assert not later & set(imports(CORE / f"{name}.py")), name
+
+
+def test_modules_stay_small() -> None:
+    packages = [*sources(REPO / "packages"), *sources(REPO / "apps")]
+    long = {str(p.relative_to(REPO)): n for p in packages if (n := len(p.open().readlines())) > 400}
+    assert not long
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_import_nothing_heavy(name: str) -> None:
+    done = run(f"import cellseg.{name}")
+    assert done == [], f"cellseg.{name} imports {done}"
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    done = run(
+        "from cellseg_cli.main import main\n"
+        f"try: main({[*command, '--help']!r})\nexcept SystemExit as e: assert not e.code, e.code"
+    )
+    assert done == []
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_help_of_a_backend_imports_nothing_heavy(command: str) -> None:
+    done = run(
+        "from cellseg_cli.main import main\n"
+        f"try: main([{command!r}, '--backend', 'vista2d', '--help'])\n"
+        "except SystemExit as e: assert not e.code, e.code"
+    )
+    assert done == []
+
+
+def test_every_hook_is_named_after_a_card() -> None:
+    from cellseg import hookspecs
+    from cellseg.plugins import KINDS
+
+    hooks = {name for name in vars(hookspecs) if name.startswith("cellseg_")}
+    assert hooks == {f"cellseg_{card.noun}s" for card in KINDS}
+
+
+def test_no_commit_names_this_or_a_registrys_host() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True)
+    assert "uv.lock" not in listed.stdout.split()
+
+
+def run(code: str) -> list[str]:
+    """Run ``code`` in a new interpreter; the heavy modules it imported."""
+    tail = f"\nimport sys\nprint('HEAVY', *sorted({HEAVY!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()[1:]

@@ -1,0 +1,113 @@
+"""What is offered is documented, and what is documented is true."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cellseg import events, hookspecs, specs
+from cellseg.plugins import KINDS, Plugins
+from cellseg.specs import DatasetSpec, PredictorSpec, TrainerSpec
+
+REPO = Path(__file__).parents[1]
+PAGES = {path: path.read_text(encoding="utf-8") for path in (REPO / "docs").rglob("*.md")}
+ALL = "\n".join(PAGES.values())
+WRITING = (REPO / "docs/write-a-backend.md").read_text(encoding="utf-8")
+REFERENCE = (REPO / "docs/reference.md").read_text(encoding="utf-8")
+
+
+def test_every_hook_is_documented() -> None:
+    for name in vars(hookspecs):
+        if name.startswith("cellseg_"):
+            assert f"`{name}`" in WRITING, name
+
+
+def test_every_card_field_is_documented() -> None:
+    cards = [*KINDS, specs.TrainJob, specs.PredictJob, specs.ExportJob, specs.Trained]
+    for card in cards:
+        assert f"`{card.__name__}`" in WRITING, card
+        for field in dataclasses.fields(card):
+            assert f"`{field.name}`" in WRITING, f"{card.__name__}.{field.name}"
+
+
+def test_every_event_is_documented() -> None:
+    for name, kind in vars(events).items():
+        if dataclasses.is_dataclass(kind):
+            assert f"`{name}`" in WRITING, name
+
+
+def test_every_option_is_in_the_reference() -> None:
+    plugins = Plugins()
+    cards = [
+        c for kind in (DatasetSpec, TrainerSpec, PredictorSpec) for c in plugins.all(kind).values()
+    ]
+    assert not plugins.broken
+    for card in cards:
+        for field in card.options.model_fields:
+            assert f"--{field.replace('_', '-')}" in REFERENCE, f"{card.name}: {field}"
+
+
+def test_the_reference_is_what_the_classes_say() -> None:
+    from cellseg_cli.docs import render_reference
+
+    assert render_reference() == REFERENCE, "uv run python -m cellseg_cli.docs --write"
+
+
+def test_every_command_is_documented() -> None:
+    from cellseg_cli.main import command_names
+
+    for name in command_names():
+        assert f"cellseg {name}" in ALL, name
+
+
+def test_every_backend_has_its_page() -> None:
+    for name in Plugins().all(TrainerSpec):
+        if name != "otsu":
+            assert (REPO / f"docs/backends/{name}.md").exists()
+
+
+def test_links_between_pages_exist() -> None:
+    for path, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+
+
+def documented_commands() -> list[str]:
+    found = []
+    for text in [(REPO / "README.md").read_text(encoding="utf-8"), *PAGES.values()]:
+        for block in code_blocks(text):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = line.split("  #")[0].strip().removeprefix("uv run ")
+                if line.startswith("cellseg "):
+                    found.append(line)
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_documented_commands_are_understood(command: str) -> None:
+    """Each command in the docs has only flags that its help page knows."""
+    from cellseg_cli.main import known_flags
+
+    words = shlex.split(command)[1:]
+    flags = [word.split("=")[0] for word in words if word.startswith("-")]
+    assert set(flags) <= known_flags(words), command
+
+
+def test_readme_commands_run(tmp_path: Path) -> None:
+    """The README's first commands, in a new folder, as a new user types them."""
+    first = [c for c in code_blocks((REPO / "README.md").read_text()) if "cellseg demo" in c]
+    assert first, "the README starts with the demo"
+    done = subprocess.run(
+        ["cellseg", "demo", "--fast"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("report.html"))
