@@ -6,12 +6,13 @@ up first. Typer then parses the line as usual, and finds every mistake.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 HELP = ("--help", "-h")
+COMPLETING = "_CELLSEG_COMPLETE"
+"""Set by the completion scripts of the shells."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class Arguments:
 
     words: tuple[str, ...] = ()
     completing: bool = False
-    """True while the shell asks for completions: nothing may fail, nothing may be printed."""
+    """Whether the shell asks how the line could go on."""
 
     @property
-    def lenient(self) -> bool:
-        """Whether this only shows the flags, so that a missing file is no error yet."""
+    def only_shown(self) -> bool:
+        """Whether nothing is run, so that what is missing is no error yet."""
         return self.completing or any(word in HELP for word in self.words)
 
     def value(self, *flags: str) -> str | None:
@@ -60,19 +61,23 @@ class Arguments:
 
 def typed(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str | None, Arguments]:
     """The command asked for, if any, and the words after it; also while the shell completes."""
-    completing = "_CELLSEG_COMPLETE" in environ
+    completing = COMPLETING in environ
     if completing:
         argv = _completed_words(environ)
     if not argv or argv[0].startswith("-"):
-        return None, Arguments((), completing)
+        return None, Arguments()
     return argv[0], Arguments(tuple(argv[1:]), completing)
 
 
 def _completed_words(environ: Mapping[str, str]) -> list[str]:
-    """The words so far, which bash, and the other shells, pass in variables of Typer's scripts."""
-    line = environ.get("COMP_WORDS") or environ.get("_TYPER_COMPLETE_ARGS", "")
+    """The words before the one being typed: each shell passes them in variables of its own."""
+    if "COMP_WORDS" in environ:
+        line, before = environ["COMP_WORDS"], int(environ.get("COMP_CWORD", "1"))
+    else:
+        line = environ.get("_TYPER_COMPLETE_ARGS", "")
+        before = len(line.split()) - (not line.endswith(" "))
     try:
-        words = shlex.split(line, posix=os.name != "nt")
+        words = shlex.split(line)
     except ValueError:  # a quote is still open
         words = line.split()
-    return words[1:]
+    return words[1 : max(before, 1)]

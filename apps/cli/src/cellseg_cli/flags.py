@@ -7,26 +7,26 @@ flags by giving the command a signature that lists them.
 from __future__ import annotations
 
 import inspect
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar
 
 import typer
-from cellseg.errors import ConfigError, PluginError
-from cellseg.options import Options, flag, parse, refuse_unknown
 from pydantic.fields import FieldInfo
 
+from cellseg.errors import ConfigError, PluginError
+from cellseg.options import Options, flag, parse, refuse_unknown
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.commands import COMMANDS
 from cellseg_cli.console import Console
+from cellseg_cli.spelling import limits, spelling, without_none
 
 OptionsT = TypeVar("OptionsT", bound=Options)
-_ONE_TO_ONE = (int, float, str, bool, Path)
+_OURS = "cellseg itself"
+_DISPLAY = "Display"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Group:
     model: type[Options]
     panel: str
     """The heading of the fields that the class itself puts under none."""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """What stands in for the defaults of the class, such as what a model was calibrated to."""
+    short: Mapping[str, str] = field(default_factory=dict)
+    """One-letter flags of some fields."""
 
 
 @dataclass(frozen=True)
@@ -121,24 +125,25 @@ def with_flags(command: Command) -> Callable[..., None]:
         context,
         *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own),
         *(f.parameter for f in flags.values()),
-        *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a)
-          for n, (a, d) in _CONSOLE_FLAGS.items()),
+        *(
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a)
+            for n, (a, d) in _CONSOLE_FLAGS.items()
+        ),
     ]
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
 
 
-def value_flags(command: Command) -> tuple[set[str], set[str]]:
-    """The flags of ``command`` that take a value, and those that are switches."""
-    takes, switches = {"-o", "--output", "--config", "--model", "--backend", "-c"}, set[str]()
-    for group in command.groups:
-        for name, info in group.model.model_fields.items():
-            if _without_none(info.annotation)[0] is bool:
+def value_flags(models: Iterable[type[Options]]) -> tuple[set[str], set[str]]:
+    """The flags of ``models`` that take a value, and those that are switches."""
+    takes, switches = set[str](), set[str]()
+    for model in models:
+        for name, info in model.model_fields.items():
+            if without_none(info.annotation)[0] is bool:
                 switches |= {flag(name), flag("no_" + name)}
             else:
                 takes.add(flag(name))
-    switches |= {"--json", "--quiet", "--verbose", "-q", "-v", "-vv", "--overwrite", *("-h", "--help")}
     return takes, switches
 
 
@@ -150,14 +155,96 @@ class _Flag:
 
 
 def _all_flags(groups: Sequence[Group], own: Sequence[inspect.Parameter]) -> dict[str, _Flag]:
-    taken = {p.name: "cellseg itself" for p in own} | dict.fromkeys(_CONSOLE_FLAGS, "cellseg itself")
+    taken = dict.fromkeys([*(p.name for p in own), *_CONSOLE_FLAGS], _OURS)
     flags: dict[str, _Flag] = {}
     for group in groups:
-        for name, info in group.model.model_fields.items():
+        for name, info in in_order(group.model):
             if name in taken:
                 raise PluginError(
                     f"{group.model.__name__} and {taken[name]} both have an option {flag(name)}."
                 )
             taken[name] = group.model.__name__
-            flags[name] = _flag(name, info, group.model.panel_of(name) or group.panel)
+            flags[name] = _flag(name, info, group)
     return flags
+
+
+def in_order(model: type[Options]) -> list[tuple[str, FieldInfo]]:
+    """The fields of ``model``: its own first, then those of the classes it inherits from."""
+
+    def distance(item: tuple[str, FieldInfo]) -> int:
+        bases = enumerate(model.__mro__)
+        return next(i for i, base in bases if item[0] in inspect.get_annotations(base))
+
+    return sorted(model.model_fields.items(), key=distance)
+
+
+def _flag(name: str, info: FieldInfo, group: Group) -> _Flag:
+    spelled = spelling(info.annotation)
+    default = info.get_default(call_default_factory=True)
+    shown = spelled.write(group.defaults.get(name, default))
+    names = (flag(name), group.short[name]) if name in group.short else ()
+    option = typer.Option(
+        *names,
+        help=help_text(info),
+        metavar=spelled.metavar,
+        show_default=shown not in (None, "", []),
+        rich_help_panel=group.model.panel_of(name) or group.panel,
+    )
+    parameter = inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=shown,
+        annotation=Annotated[spelled.annotation, option],
+    )
+    return _Flag(parameter, spelled.read)
+
+
+def help_text(info: FieldInfo) -> str:
+    """The help of an option: what its class says, and the range it must be in."""
+    text = " ".join((info.description or "").replace("``", "").split())
+    allowed = limits(info)
+    # Rich would read brackets as markup.
+    return (text + (f" ({allowed})" if allowed else "")).replace("[", "\\[")
+
+
+def _was_typed(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+_CONSOLE_FLAGS: dict[str, tuple[Any, object]] = {
+    "json": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--json",
+                help="Print the result as JSON, alone on stdout.",
+                rich_help_panel=_DISPLAY,
+            ),
+        ],
+        False,
+    ),
+    "quiet": (
+        Annotated[
+            bool,
+            typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=_DISPLAY),
+        ],
+        False,
+    ),
+    "verbose": (
+        Annotated[
+            int,
+            typer.Option(
+                "--verbose",
+                "-v",
+                count=True,
+                show_default=False,
+                metavar="",
+                help="Show each step and what libraries warn about; twice: all they log.",
+                rich_help_panel=_DISPLAY,
+            ),
+        ],
+        0,
+    ),
+}
+"""The flags that every command has: name, annotation, default."""

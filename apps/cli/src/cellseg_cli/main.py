@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cellseg_cli.arguments import typed
+from cellseg_cli.arguments import COMPLETING, typed
 from cellseg_cli.commands import COMMANDS
 
 _HELP = "Train, predict and score models that find cells and nuclei in microscopy images."
@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except SystemExit:
         raise
     except BaseException as error:
+        if COMPLETING in os.environ:
+            raise SystemExit(0) from None  # the line is not finished: no time to complain
         from cellseg_cli.failures import report
 
         raise SystemExit(report(error, line)) from None
@@ -56,16 +58,26 @@ def make_app(line: Sequence[str] = ()) -> typer.Typer:
     return app
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"cellseg {version('cellseg-core')}")
+        raise typer.Exit
+
+
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            callback=_show_version,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"cellseg {installed('cellseg-core')}")
-        raise typer.Exit
+    """Take the flags that stand before a command."""
 
 
 def _listed() -> None:

@@ -27,11 +27,11 @@ class SplitOptions(Options):
     """How to divide the images: keep a share for validation, use one fold of several for it, or
     train on all. Images of one source (a well field, a movie) stay together. With train-val,
     data that is already divided stays as it is."""
-    val_fraction: float = Field(0.2, gt=0, lt=1)
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the sources that validate, for --split train-val."""
-    folds: int = Field(5, ge=2)
+    folds: int = Field(default=5, ge=2)
     """How many folds, for --split k-fold."""
-    fold: int = Field(0, ge=0)
+    fold: int = Field(default=0, ge=0)
     """Which fold validates, from 0, for --split k-fold."""
     splits: Path | None = None
     """A splits.json to follow, such as that of another run, instead of dividing anew."""

@@ -21,8 +21,9 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from cellseg.data import Labels, Sample, Segmentation, Tile
+from cellseg.data import Sample, Segmentation, Tile
 from cellseg.errors import InterruptedRunError, UnknownPluginError
 from cellseg.events import Checkpointed, Event, Progress
 from cellseg.plugins import Plugins
@@ -298,7 +299,7 @@ def _tile(sample: Sample) -> Tile:
     return Tile(image=sample.image[:, :, :, :], spacing=sample.spacing)
 
 
-def _overlap(found: Labels, sample: Sample) -> float:
+def _overlap(found: NDArray[np.bool_], sample: Sample) -> float:
     """IoU of the foreground."""
     assert sample.labels is not None
     truth = sample.labels[:, :, :] > 0

@@ -37,8 +37,7 @@ class Box:
     def within(self, outer: Box) -> tuple[slice, slice, slice]:
         """The region as an index into an array that holds ``outer``."""
         z, y, x = (
-            slice(a - o, b - o)
-            for a, b, o in zip(self.start, self.stop, outer.start, strict=True)
+            slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True)
         )
         return (z, y, x)
 

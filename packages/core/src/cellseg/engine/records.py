@@ -81,7 +81,7 @@ class Record:
             file.seek(self._start)
             body = file.read()
         head = self._head
-        return len(body) == head["size"] and zlib.crc32(body) == head["crc"]
+        return bool(len(body) == head["size"] and zlib.crc32(body) == head["crc"])
 
     @property
     def core(self) -> NDArray[Any]:

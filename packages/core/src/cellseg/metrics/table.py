@@ -22,9 +22,9 @@ from cellseg.errors import DataError
 if TYPE_CHECKING:
     from cellseg.data import LazyArray
 
-_BLOCK_VOXELS = 1 << 22
+_BLOCK_VOXELS = 1 << 21
 _PIECE_VOXELS = 1 << 19  # fits in a processor's cache, which doubles the speed
-_PENDING_TRIPLES = 1 << 20
+_PENDING_TRIPLES = 1 << 18
 
 Ids: TypeAlias = NDArray[np.uint64]
 Counts: TypeAlias = NDArray[np.int64]

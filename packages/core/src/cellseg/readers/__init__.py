@@ -1,0 +1,124 @@
+"""Reading images: choosing a reader for a path, and opening it. Importing this costs nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellseg.data import Dataset, Sample
+from cellseg.errors import DataError
+from cellseg.options import parse
+from cellseg.readers.stored import NONE
+from cellseg.specs import DatasetSpec
+
+if TYPE_CHECKING:
+    from cellseg.plugins import Plugins
+
+AUTO = "auto"
+
+
+def reader_for(plugins: Plugins, path: Path, name: str = AUTO) -> DatasetSpec[Any]:
+    """The reader called ``name``; ``auto`` means the only one that recognises ``path``.
+
+    Raises:
+        DataError: the path does not exist, or none or several readers recognise it.
+        UnknownPluginError: there is no reader of that name.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder.")
+    if name != AUTO:
+        return plugins.get(DatasetSpec, name)
+    readers = plugins.all(DatasetSpec)
+    fitting = [reader for reader in readers.values() if reader.recognises(path)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = " and ".join(sorted(reader.name for reader in fitting))
+        raise DataError(
+            f"{path}: could be read as {names}.",
+            hint=f"Choose one: --reader {fitting[0].name}",
+        )
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{path}: is empty: the file has 0 bytes.")
+    listed = "; ".join(f"{reader.name}: {reader.summary}" for reader in readers.values())
+    what = "holds no images that" if path.is_dir() else "is no image that"
+    raise DataError(
+        f"{path}: {what} a reader recognises.", hint=f"Readers ({listed}): choose with --reader."
+    )
+
+
+def open_dataset(
+    plugins: Plugins,
+    path: Path,
+    reader: str,
+    options: Mapping[str, object],
+    labelled: bool,
+) -> Dataset:
+    """The samples at ``path``, lazy, in a stable order, each with labels if ``labelled``.
+
+    Args:
+        plugins: where to find the reader.
+        path: file, folder or container.
+        reader: name of a reader, or ``auto``.
+        options: options of the reader, by name.
+        labelled: look for ground truth; an image without it is an error.
+
+    Raises:
+        ConfigError: an option is unknown or not allowed.
+        DataError: nothing is there, something is damaged, or labels are missing or do not fit.
+    """
+    spec = reader_for(plugins, path, reader)
+    samples = spec.open(path, parse(spec.options, options, f"reader {spec.name}"), labelled)
+    if not samples:
+        raise DataError(f"{path}: holds no images.")
+    counts = Counter(sample.name for sample in samples)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: several images are called {', '.join(twice)}.")
+    for sample in samples if labelled else ():
+        _check_labels(path, sample)
+    return samples
+
+
+def describe(samples: Sequence[Sample]) -> list[str]:
+    """A line for each image or movie: its axes as understood, sizes, type, spacing, channels."""
+    frames = Counter(sample.source for sample in samples if sample.frame is not None)
+    lines = []
+    for sample in samples:
+        if sample.frame is None:
+            lines.append(f"{sample.name}: {_description(sample)}")
+        elif frames.get(sample.source):
+            name = sample.name.rpartition("#")[0] or sample.name
+            count = frames.pop(sample.source)
+            lines.append(f"{name}: {count} frames of {_description(sample)}")
+    return lines
+
+
+def _description(sample: Sample) -> str:
+    channels, *space = sample.image.shape
+    axes = getattr(sample.image, "axes", "CZYX").replace(NONE, "")
+    dropped = getattr(sample.image, "dropped", "")
+    notes = [", ".join(sample.channels)] if sample.channels else []
+    notes += [dropped] if dropped else []
+    return (
+        f"axes {axes}, {' x '.join(map(str, space))} (z, y, x), {sample.image.dtype}, "
+        f"{' x '.join(f'{size:.4g}' for size in sample.spacing)} µm, "
+        f"{channels} channel{'s' if channels != 1 else ''}"
+        f"{' (' + '; '.join(notes) + ')' if notes else ''}"
+    )
+
+
+def _check_labels(path: Path, sample: Sample) -> None:
+    """What every reader owes, those of other packages included."""
+    name = f"{sample.path or path}: {sample.name}"
+    if sample.labels is None:
+        raise DataError(f"{name} has no labels.")
+    if tuple(sample.labels.shape) != tuple(sample.image.shape[1:]):
+        raise DataError(
+            f"{name}: the labels {getattr(sample.labels, 'where', '')} are {sample.labels.shape}, "
+            f"the image is {sample.image.shape[1:]} (z, y, x)."
+        )
+    if sample.labels.dtype.kind not in "ui":
+        raise DataError(f"{name}: labels are {sample.labels.dtype}, not integers.")

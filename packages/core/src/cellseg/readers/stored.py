@@ -113,7 +113,10 @@ def known_axes(stored: Stored) -> str:
         DataError: the file does not say, and its shape leaves a choice.
     """
     shape = stored.pixels.shape
-    letters = [NONE if a == UNKNOWN and n == 1 else a for a, n in zip(stored.axes, shape, strict=True)]
+    letters = [
+        NONE if length == 1 and letter not in "YX" else letter
+        for letter, length in zip(stored.axes, shape, strict=True)
+    ]
     unknown = [i for i, letter in enumerate(letters) if letter == UNKNOWN]
     kept = [i for i, letter in enumerate(letters) if letter != NONE]
     if unknown and unknown == kept and len(kept) == 2:

@@ -62,14 +62,16 @@ class View:
         """
         ranges = self._ranges(key)
         if self.channels is None:
-            return self._block(slice(0, self._length("C")), ranges)[0]
+            labels: NDArray[Any] = self._block(slice(0, self._length("C")), ranges)[0]
+            return labels
         channels = self.channels[ranges[0]]
         space = ranges[1:]
         if not channels:
             return np.empty((0, *(s.stop - s.start for s in space)), self.dtype)
         samples = self._length("S")
         stored = sorted({channel // samples for channel in channels})
-        blocks, rows = [], {}
+        blocks: list[NDArray[Any]] = []
+        rows: dict[int, int] = {}
         for first, last in _runs(stored):
             for row in range(first * samples, (last + 1) * samples):
                 rows[row] = len(rows)
@@ -102,7 +104,8 @@ class View:
         wanted |= {"C": channels, "S": slice(0, self._length("S"))}
         wanted |= {"T": slice(self.frame, self.frame + 1), NONE: slice(0, 1)}
         if any(part.stop == part.start for part in wanted.values()):
-            return np.empty((1, *(s.stop - s.start for s in space)), self.dtype)
+            count = (channels.stop - channels.start) * self._length("S")
+            return np.empty((count, *(s.stop - s.start for s in space)), self.dtype)
         block = self.pixels.read(tuple(wanted[axis] for axis in self.axes))
         present = [at for axis in "CSZYX" if (at := self.axes.find(axis)) >= 0]
         others = [at for at in range(len(self.axes)) if at not in present]
@@ -246,13 +249,11 @@ def _channels(
     samples = lengths.get("S", 1)
     count = lengths.get("C", 1) * samples
     usable = [
-        i
-        for i in range(count)
-        if not (stored.alpha and samples > 1 and i % samples == samples - 1)
+        i for i in range(count) if not (stored.alpha and samples > 1 and i % samples == samples - 1)
     ]
     known = list(stored.channels)
     if len(known) != len(usable):
-        colours = stored.colours and len(usable) == len(COLOURS)
+        colours = "S" in axes and stored.colours and len(usable) == len(COLOURS)
         known = [Channel(name) for name in COLOURS] if colours else []
     if selection is None:
         names = tuple(channel.name or channel.wavelength for channel in known)

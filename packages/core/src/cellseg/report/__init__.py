@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cellseg.report.evaluation import View, write_evaluation_report
+from cellseg.report.evaluation import View, views_of, write_evaluation_report
 from cellseg.report.run import write_run_report
 
-__all__ = ["View", "write_evaluation_report", "write_run_report"]
+__all__ = ["View", "views_of", "write_evaluation_report", "write_run_report"]

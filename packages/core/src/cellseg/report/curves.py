@@ -22,8 +22,12 @@ class Series:
     points: Sequence[Point]
     markers: bool = False
     """Draw each point: right for a few measurements, wrong for thousands of steps."""
+    smooth: bool = False
+    """Draw a moving average over the points: for noise."""
     best: float | None = None
     """The x of a point to single out."""
+    style: int | None = None
+    """Colour and dash pattern, 0 to 3; None counts up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +75,16 @@ class Chart:
 
 
 def chart(
-    title: str, series: Iterable[Series], x_label: str = "step", whole: bool = True
+    title: str, series: Iterable[Series], x_label: str = "step", *, whole: bool, wide: bool
 ) -> Chart | None:
-    """Lay out a chart, with a logarithmic axis where values span two orders of magnitude.
+    """Lay out a chart.
 
     Args:
         title: what is drawn.
         series: the lines, at most four that can be told apart.
         x_label: what x counts.
         whole: x counts whole things, so that only whole numbers are marked.
+        wide: the y axis becomes logarithmic if the values span two orders of magnitude.
 
     Returns:
         The chart, or None where no series has a finite point.
@@ -89,7 +94,7 @@ def chart(
     if not kept:
         return None
     values = [y for _, points in kept for _, y in points]
-    logarithmic = min(values) > 0 and max(values) / min(values) > 100
+    logarithmic = wide and min(values) > 0 and max(values) / min(values) > 100
     x_axis = _Axis.covering([x for _, p in kept for x, _ in p], _LEFT, WIDTH - _RIGHT)
     y_axis = _Axis.covering(values, HEIGHT - _BOTTOM, _TOP, logarithmic)
     lines = tuple(_line(s, p, i, x_axis, y_axis) for i, (s, p) in enumerate(kept))
@@ -151,14 +156,14 @@ def _line(series: Series, points: list[Point], style: int, x: _Axis, y: _Axis) -
         return x(point[0]), y(point[1]), f"{series.name}: {point[1]:.4g} at {point[0]:g}"
 
     thinned = _thinned(points)
-    many = not series.markers and len(thinned) > 30
-    drawn = _smoothed(thinned) if many else thinned
+    smooth = series.smooth and len(thinned) > 30
+    drawn = _smoothed(thinned) if smooth else thinned
     best = next((placed(p) for p in points if p[0] == series.best), None)
     return Line(
         name=series.name,
-        style=style % 4,
+        style=style if series.style is None else series.style,
         path=_path(drawn, x, y),
-        faint=_path(thinned, x, y) if many else "",
+        faint=_path(thinned, x, y) if smooth else "",
         markers=tuple(map(placed, thinned)) if series.markers else (),
         best=best,
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from cellseg.data import LazyArray
+from cellseg.data import Dataset, LazyArray
+from cellseg.errors import DataError
+from cellseg.metrics import mean_ap_name
 from cellseg.report.curves import Chart, Series, chart
 from cellseg.report.page import data_uri, versions, write_page
+
+if TYPE_CHECKING:
+    from cellseg.plugins import Plugins
+    from cellseg.workflows.evaluate import Evaluation, ImageScores
 
 WORST = 12
 """How many images are shown as pictures."""
@@ -24,7 +29,7 @@ _FORMULAS = {
     "ap": "TP / (TP + FP + FN)",
     "mSA": "mean of ap over the thresholds",
     "sq": "mean IoU of the matches",
-    "pq": "panoptic quality, sq × f1",
+    "pq": "panoptic quality, sq times f1",
     "ctc_seg": "SEG of the Cell Tracking Challenge",
     "dice_foreground": "Dice of all objects against background",
     "are": "adapted Rand error; 0 is best",
@@ -34,30 +39,6 @@ _FORMULAS = {
     "voi_merge": "variation of information by merges, bits; 0 is best",
 }
 _CURVES = ("precision", "recall", "f1", "ap")
-
-
-class ScoredImage(Protocol):
-    """The scores of one image."""
-
-    @property
-    def name(self) -> str:
-        """Unique among the images."""
-
-    @property
-    def scores(self) -> Mapping[str, float]:
-        """Scores by name; the part after ``@`` is the IoU threshold."""
-
-
-class Scored(Protocol):
-    """What ``cellseg.workflows.evaluate`` returns, as far as the page needs it."""
-
-    @property
-    def images(self) -> Sequence[ScoredImage]:
-        """One entry for each image."""
-
-    @property
-    def pooled(self) -> Mapping[str, float]:
-        """The scores of all images together, by the same names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +66,10 @@ class _Picture:
 
 
 def write_evaluation_report(
-    evaluation: Scored,
+    evaluation: Evaluation,
     target: Path,
     *,
     images: Views | None = None,
-    options: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
     """Write the scores as one HTML file that loads nothing else.
@@ -101,8 +81,8 @@ def write_evaluation_report(
     Args:
         evaluation: the scores.
         target: the file to write; replaced if it is there.
-        images: finds the arrays to draw; without it, the page has no pictures.
-        options: what the evaluation was asked for, to be listed.
+        images: finds the arrays to draw, such as ``views_of(...)``; without it, the page has no
+            pictures.
         notes: what the reader should know, one line each.
 
     Returns:
@@ -112,14 +92,15 @@ def write_evaluation_report(
         StorageError: the page cannot be written.
         DataError: an image to be shown cannot be read, or its shapes do not agree.
     """
-    ranking = rank_by(evaluation.pooled)
-    rows = worst_first(evaluation.images, ranking)
+    ranking = mean_ap_name(evaluation.settings.iou_thresholds)
+    rows = evaluation.worst_first
     columns = _columns(evaluation.pooled)
+    paths = {"prediction": evaluation.prediction, "truth": evaluation.truth}
     page = {
         "ranking": ranking,
-        "nan": math.nan,
         "headline": _headline(evaluation.pooled, ranking),
         "pooled": evaluation.pooled,
+        "mean": evaluation.mean,
         "formulas": _FORMULAS,
         "plain": [name for name in evaluation.pooled if "@" not in name or name == ranking],
         "by_threshold": _by_threshold(evaluation.pooled),
@@ -129,31 +110,59 @@ def write_evaluation_report(
         "rows": rows[:_MOST_ROWS],
         "count": len(rows),
         "pictures": _pictures(rows[:WORST], images, ranking) if images else [],
-        "options": options or {},
+        "options": {**paths, **evaluation.settings.model_dump(mode="json")},
         "notes": notes,
         "versions": versions(),
     }
     return write_page("evaluation.html.j2", target, page)
 
 
-def rank_by(scores: Mapping[str, float]) -> str:
-    """The score that images are ranked by: ``mSA``, or the first there is."""
-    return next((name for name in scores if name.startswith("mSA")), next(iter(scores), ""))
+def views_of(
+    plugins: Plugins,
+    evaluation: Evaluation,
+    images: Path | None = None,
+    reader: str = "auto",
+    reader_options: Mapping[str, object] | None = None,
+) -> Views:
+    """Find what to draw of an evaluation: its label images again, and the images under them.
 
+    Args:
+        plugins: where to find the readers.
+        evaluation: the scores.
+        images: where the images are; None draws contours on black.
+        reader: how to read the images; auto finds out from the path.
+        reader_options: options of that reader, by name.
 
-def worst_first(images: Sequence[ScoredImage], ranking: str) -> list[ScoredImage]:
-    """The images by rising score; those with nothing to find and nothing found come last."""
+    Returns:
+        A function from the name of a scored image to what to draw; it reads nothing yet.
 
-    def place(image: ScoredImage) -> tuple[bool, float, str]:
-        value = image.scores.get(ranking, math.nan)
-        return is_empty(image) or math.isnan(value), value, image.name
+    Raises:
+        DataError: the paths cannot be read any more. The function raises it where there is no
+            image for a name.
+    """
+    from cellseg.readers import open_dataset
+    from cellseg.workflows.evaluate_pairs import label_pairs
 
-    return sorted(images, key=place)
+    pairs = label_pairs(plugins, evaluation.prediction, evaluation.truth, evaluation.settings)
+    named = {pair.name: pair for pair in pairs}
+    samples: Dataset = []
+    if images is not None:
+        samples = open_dataset(plugins, images, reader, reader_options or {}, labelled=False)
+    by_name = {sample.name: sample for sample in samples}
+    if len(samples) == len(pairs) == 1:
+        by_name = {pairs[0].name: samples[0]}
 
+    def find(name: str) -> View:
+        pair = named[name]
+        if images is not None and name not in by_name:
+            raise DataError(
+                f"{images} has no image called {name!r}, which was scored.",
+                hint="Images and labels of equal names belong together.",
+            )
+        image = by_name[name].image if images is not None else None
+        return View(prediction=pair.prediction.labels, truth=pair.truth.labels, image=image)
 
-def is_empty(image: ScoredImage) -> bool:
-    """Whether there is nothing to find, and nothing was found."""
-    return image.scores.get("n_true") == 0 and image.scores.get("n_pred") == 0
+    return find
 
 
 def _headline(scores: Mapping[str, float], ranking: str) -> list[tuple[str, float]]:
@@ -163,9 +172,9 @@ def _headline(scores: Mapping[str, float], ranking: str) -> list[tuple[str, floa
 
 def _columns(scores: Mapping[str, float]) -> list[str]:
     """What a row of the table shows: all would be more than fits a screen."""
-    wanted = ("mSA", "f1@0.50", "f1@0.75", "precision@0.50", "recall@0.50", "pq@0.50", "ctc_seg")
-    wanted = (*wanted, "dice_foreground", "n_true", "n_pred")
-    return [name for want in wanted for name in scores if name == want or name.split("@")[0] == want]
+    wanted = ["n_true", "n_pred", "mSA", "f1@0.50", "f1@0.75", "precision@0.50", "recall@0.50"]
+    wanted += ["pq@0.50", "ctc_seg"]
+    return [name for want in wanted for name in scores if want in (name, name.split("@")[0])]
 
 
 def _by_threshold(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -173,7 +182,7 @@ def _by_threshold(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     for name, value in scores.items():
         score, _, threshold = name.partition("@")
-        if threshold and score != "mSA" and score != "rq":
+        if threshold and score not in ("mSA", "rq"):
             table.setdefault(threshold, {})[score] = value
     return table
 
@@ -186,17 +195,20 @@ def _chart(scores: Mapping[str, float]) -> Chart | None:
         Series(name, [(float(t), row[name]) for t, row in table.items() if name in row], True)
         for name in _CURVES
     ]
-    return chart("Scores by threshold", series, "IoU threshold", whole=False)
+    return chart("Scores by threshold", series, "IoU threshold", whole=False, wide=False)
 
 
-def _pictures(rows: Sequence[ScoredImage], images: Views, ranking: str) -> list[_Picture]:
+def _pictures(rows: Sequence[ImageScores], images: Views, ranking: str) -> list[_Picture]:
     pictures = []
     for row in rows:
         view = images(row.name)
-        if view is not None:
+        if view is None:
+            continue
+        try:
             png, remark = draw(view)
-            score = row.scores.get(ranking, math.nan)
-            pictures.append(_Picture(row.name, data_uri(png), score, remark))
+        except DataError as error:
+            raise DataError(f"{row.name}: {error}", hint=error.hint) from error
+        pictures.append(_Picture(row.name, data_uri(png), row.scores[ranking], remark))
     return pictures
 
 
@@ -211,7 +223,7 @@ def draw(view: View) -> tuple[bytes, str]:
     if depth > 1:
         remarks.append(f"slice {z} of {depth}")
     if (y.stop - y.start, x.stop - x.start) != (height, width):
-        remarks.append(f"the middle {y.stop - y.start} × {x.stop - x.start} of {height} × {width}")
+        remarks.append(f"the middle {y.stop - y.start} x {x.stop - x.start} of {height} x {width}")
     plane = slice(z, z + 1)
     image = view.image
     if image is not None:

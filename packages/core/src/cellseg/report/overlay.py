@@ -46,8 +46,6 @@ def overlay(
     Raises:
         DataError: the shapes do not belong together.
     """
-    import cv2
-
     _check(image, prediction, truth)
     shape: tuple[int, int] = prediction.shape[-2:]
     scale = _scale(shape, side)
@@ -60,26 +58,23 @@ def overlay(
     _draw(canvas, _outlines(prediction[0], scale), PREDICTION, dash=0)
     if truth is not None:
         _draw(canvas, _outlines(truth[0], scale), TRUTH, dash=5)
-    done, encoded = cv2.imencode(".png", canvas[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    assert done
-    return bytes(encoded)
+    return _png(canvas)
 
 
 def montage(pictures: list[bytes], columns: int, gap: int = 6) -> bytes:
-    """Arrange PNG pictures of one size in rows, from left to right; returns a PNG."""
-    import cv2
+    """Arrange PNG pictures in rows, from left to right, on white; returns a PNG.
 
-    tiles = [cv2.imdecode(np.frombuffer(p, np.uint8), cv2.IMREAD_COLOR) for p in pictures]
+    Raises:
+        DataError: one of them is no picture.
+    """
+    tiles = [_decoded(picture) for picture in pictures]
     height, width = (max(tile.shape[axis] for tile in tiles) for axis in (0, 1))
-    rows = -(-len(tiles) // columns)
-    columns = min(columns, len(tiles))
-    sheet = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8
-    )
+    rows, columns = -(-len(tiles) // columns), min(columns, len(tiles))
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
     for index, tile in enumerate(tiles):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return bytes(cv2.imencode(".png", sheet, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1])
+    return _png(sheet)
 
 
 def plane_of(labels: LazyArray) -> int:
@@ -104,6 +99,21 @@ def window_of(shape: tuple[int, ...]) -> tuple[slice, slice]:
     starts = [(length - side) // 2 for length, side in zip(shape[-2:], sides, strict=True)]
     (top, left), (height, width) = starts, sides
     return slice(top, top + height), slice(left, left + width)
+
+
+def _decoded(png: bytes) -> NDArray[np.uint8]:
+    import cv2
+
+    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise DataError("A PNG picture is damaged.")
+    return np.asarray(picture, np.uint8)
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    import cv2
+
+    return bytes(cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])[1])
 
 
 def _check(image: Image | None, prediction: NDArray[Any], truth: NDArray[Any] | None) -> None:

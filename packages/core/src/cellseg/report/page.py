@@ -57,7 +57,7 @@ def versions(cellseg: str = "", backend: str = "", backend_version: str = "") ->
 def shown(value: object) -> str:
     """A value of an option as a person would write it."""
     if value is None or value == () or value == [] or value == {}:
-        return "–"
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -93,11 +93,15 @@ def charts(events: Iterable[Event]) -> list[Chart]:
             best = float(event.step)
     drawn = []
     for name in sorted(found, key=_order):
-        series = [
-            Series(kind, points, kind == "validation", best if kind == "validation" else None)
-            for kind, points in sorted(found[name].items())
-        ]
-        drawn.append(chart(name.replace("_", " "), series))
+        lines, is_loss, is_rate = found[name], "loss" in name, _is_rate(name)
+        series = []
+        if "training" in lines:
+            series.append(Series("training", lines["training"], smooth=not is_rate, style=0))
+        if "validation" in lines:
+            measured = lines["validation"]
+            series.append(Series("validation", measured, markers=True, best=best, style=1))
+        title = name.replace("_", " ")
+        drawn.append(chart(title, series, whole=True, wide=is_loss or is_rate))
     return [one for one in drawn if one is not None]
 
 
@@ -106,11 +110,14 @@ def _plain(metric: str) -> str:
     return re.sub(r"^(train|val|validation)[_/]", "", metric)
 
 
+def _is_rate(name: str) -> bool:
+    return name in ("lr", "learning_rate") or name.startswith("lr-")
+
+
 def _order(metric: str) -> tuple[int, str]:
     """The loss first, learning rates last."""
     name = _plain(metric)
-    rate = name in ("lr", "learning_rate") or name.startswith("lr-")
-    return (0 if name == "loss" else 2 if rate else 1), metric
+    return (0 if name == "loss" else 2 if _is_rate(name) else 1), metric
 
 
 def _read(run: RunDir) -> tuple[Bundle | None, Splits | None, list[str]]:

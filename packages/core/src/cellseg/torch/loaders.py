@@ -50,7 +50,7 @@ class Share:
         return list(range(first, first + self.batch_size))
 
 
-class _Forward(Sampler[list[int]]):
+class _Forward(Sampler[list[int]]):  # type: ignore[misc]
     """The batches from ``start`` on, without end."""
 
     def __init__(self, share: Share, start: int) -> None:
@@ -63,7 +63,7 @@ class _Forward(Sampler[list[int]]):
             number += 1
 
 
-class _Items(Dataset[Any]):
+class _Items(Dataset[Any]):  # type: ignore[misc]
     def __init__(self, source: Numbered) -> None:
         self._source = source
 

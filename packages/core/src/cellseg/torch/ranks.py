@@ -23,7 +23,7 @@ from cellseg.errors import CellsegError, ConfigError, DeviceError
 _JOIN_SECONDS = 60
 
 
-class Ranks(ClusterEnvironment):
+class Ranks(ClusterEnvironment):  # type: ignore[misc]
     """Tells Lightning which of the processes this one is; they are already running."""
 
     def __init__(self, rank: int, world: int, port: int) -> None:

@@ -1,0 +1,58 @@
+"""``cellseg export``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cellseg_cli.arguments import Arguments
+from cellseg_cli.console import Console
+from cellseg_cli.flags import Command, Given, Group
+from cellseg_cli.lookup import ConfigFile, Line
+
+
+def export(arguments: Arguments) -> Command:
+    """The command, with the options of the exporter where the line names model and format."""
+    from cellseg.bundle import Bundle
+    from cellseg.options import NoOptions
+
+    line = Line(arguments)
+    name, model_path = line.chosen("format"), line.existing(())
+    options = NoOptions
+    if name and model_path:
+        _, bundle = Bundle.find(model_path)
+        options = line.plugins.exporter(bundle.backend, name).options
+    groups = [Group(options, f"Format: {name}")]
+
+    def run(
+        console: Console,
+        given: Given,
+        model: Annotated[Path, typer.Argument(help="Run or model.", show_default=False)],
+        output: Annotated[
+            Path, typer.Option("--output", "-o", help="What to write.", show_default=False)
+        ],
+        format: Annotated[
+            str,
+            typer.Option(help="Name of the format; cellseg backends info lists them."),
+        ] = "zip",
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Replace what is there.")
+        ] = False,
+        config: ConfigFile = None,
+    ) -> None:
+        """Convert a trained model to another format."""
+        from cellseg.workflows.export import export
+
+        with console.following("Exporting", "step") as emit:
+            target = export(
+                line.plugins,
+                model,
+                format,
+                output,
+                overwrite=overwrite,
+                options=given.values(options),
+                emit=emit,
+            )
+        console.result({"output": str(target), "format": format}, [f"Written: {target}"])
+
+    return Command(run, groups, line.file, line.configured, ("format",))

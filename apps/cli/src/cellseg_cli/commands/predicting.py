@@ -1,0 +1,71 @@
+"""``cellseg predict``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cellseg.bundle import Bundle
+from cellseg.specs import PredictorSpec
+from cellseg.workflows.predict_settings import PredictSettings
+from cellseg_cli.arguments import Arguments
+from cellseg_cli.console import Console
+from cellseg_cli.flags import Command, Given, Group
+from cellseg_cli.lookup import ConfigFile, Line
+from cellseg_cli.signals import stoppable
+
+
+def predict(arguments: Arguments) -> Command:
+    """The command, with the options of core, of the reader and of the model's backend."""
+    line = Line(arguments)
+    groups = [Group(PredictSettings, "Model and images", short={"output": "-o"})]
+    own = _options_of_backend(line)
+    if own is not None:
+        groups.append(own)
+    reader = line.reader([group.model for group in groups])
+    groups.insert(1, reader)
+
+    def run(
+        console: Console,
+        given: Given,
+        images: Annotated[
+            Path, typer.Argument(help="File, folder or container.", show_default=False)
+        ],
+        config: ConfigFile = None,
+    ) -> None:
+        """Segment images with a trained model.
+
+        Give --model to see the options of its backend as well, with this model's defaults.
+        """
+        from cellseg.workflows.predict import predict
+
+        settings = given.options(PredictSettings)
+        with stoppable() as interrupted, console.following("Segmenting", "tile") as emit:
+            summary = predict(
+                line.plugins,
+                images,
+                settings,
+                options=given.values(own.model) if own else {},
+                reader_options=given.values(reader.model),
+                emit=emit,
+                interrupted=interrupted,
+            )
+        lines = summary.lines()
+        if settings.output is not None and not settings.dry_run:
+            lines.append(f"Written to {settings.output}")
+        console.result(summary.to_dict(), lines)
+
+    return Command(run, groups, line.file, line.configured)
+
+
+def _options_of_backend(line: Line) -> Group | None:
+    """The options of the predictor that ``--model``, or else ``--backend``, names."""
+    model, name = line.chosen("model"), line.chosen("backend")
+    calibrated: dict[str, object] = {}
+    if model is not None:
+        _, bundle = Bundle.find(Path(model))
+        name, calibrated = name or bundle.backend, bundle.predict
+    if name is None:
+        return None
+    spec = line.plugins.get(PredictorSpec, name)
+    return Group(spec.options, f"Backend: {name}", calibrated)

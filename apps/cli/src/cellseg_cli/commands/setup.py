@@ -1,0 +1,115 @@
+"""``cellseg demo``, ``init``, ``new-backend`` and ``doctor``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cellseg.plugins import Plugins
+from cellseg_cli.arguments import Arguments
+from cellseg_cli.console import Console
+from cellseg_cli.flags import Command
+from cellseg_cli.lookup import Line, TrainerName
+
+
+def demo(arguments: Arguments) -> Command:
+    """The command."""
+
+    def run(
+        console: Console,
+        output: Annotated[
+            Path, typer.Option("--output", "-o", help="Directory for all that it makes.")
+        ] = Path("cellseg-demo"),
+        fast: Annotated[
+            bool, typer.Option("--fast", help="Train for seconds only: shows that all works.")
+        ] = False,
+    ) -> None:
+        """Train, predict and score on synthetic cells; needs no data."""
+        from cellseg.workflows.demo import demo
+
+        with console.following("Demo", "step") as emit:
+            result = demo(Plugins(), output, fast=fast, emit=emit)
+        console.result(result.to_dict(), result.lines())
+
+    return Command(run)
+
+
+def init(arguments: Arguments) -> Command:
+    """The command."""
+    line = Line(arguments)
+
+    def run(
+        console: Console,
+        backend: TrainerName = None,
+        output: Annotated[
+            Path, typer.Option("--output", "-o", help="The file to write; - for stdout.")
+        ] = Path("config.yaml"),
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Replace the file if it is there.")
+        ] = False,
+    ) -> None:
+        """Write a commented config file for a backend.
+
+        It holds every option with its help and its default, for cellseg train --config.
+        """
+        from cellseg.workflows.init import config_text, init
+
+        assert trainer is not None
+        if str(output) == "-":
+            text = config_text(line.plugins, trainer.name)
+            console.result({"config": text}, [text.rstrip("\n")])
+            return
+        target = init(line.plugins, trainer.name, output, overwrite=overwrite)
+        console.result(
+            {"output": str(target)},
+            [f"Written: {target}", f"Use it:  cellseg train DATA -o RUN --config {target}"],
+        )
+
+    trainer = line.trainer()
+    return Command(run)
+
+
+def new_backend(arguments: Arguments) -> Command:
+    """The command."""
+
+    def run(
+        console: Console,
+        name: Annotated[
+            str,
+            typer.Argument(help="What users will type after --backend.", show_default=False),
+        ],
+        output: Annotated[
+            Path | None,
+            typer.Option("--output", "-o", help="Directory to make; by default cellseg-NAME."),
+        ] = None,
+    ) -> None:
+        """Write a backend package that passes its own tests."""
+        from cellseg.workflows.new_backend import new_backend
+
+        folder = new_backend(name, output)
+        console.result(
+            {"output": str(folder), "name": name},
+            [
+                f"Written:  {folder}",
+                f"Install:  uv pip install -e {folder}",
+                f"Test it:  pytest {folder}",
+            ],
+        )
+
+    return Command(run)
+
+
+def doctor(arguments: Arguments) -> Command:
+    """The command."""
+
+    def run(console: Console) -> None:
+        """Check this computer and what is installed on it."""
+        from cellseg.errors import PluginError
+        from cellseg.workflows.doctor import diagnose
+
+        found = diagnose()
+        console.result(found.to_dict(), found.lines())
+        if not found.ok:
+            raise typer.Exit(PluginError.exit_code)
+
+    return Command(run)

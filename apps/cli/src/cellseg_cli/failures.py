@@ -1,0 +1,83 @@
+"""How a command fails: one line and a hint on stderr, and an exit code.
+
+0 done, 1 a bug (traceback), 2 usage, 3 configuration, 4 data, 5 backend missing or broken,
+6 weights, 7 device, memory or disk, 8 training diverged, 9 done but some items failed,
+130 interrupted. With ``--json`` the error is also printed as a JSON object on stdout, so that there
+always is one: a result or ``{"error": ...}``. Mistakes of usage come before that is known.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from cellseg.errors import CellsegError, DeviceError, InterruptedRunError
+from cellseg.files import storage_errors
+
+_BUG = (
+    "This is a bug in cellseg. Please report it with the lines above, the command, and what "
+    "`cellseg doctor` prints."
+)
+
+
+def report(error: BaseException, line: Sequence[str]) -> int:
+    """Print ``error`` as the command ``line`` wants it, and return the exit code."""
+    if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE:
+        # Whoever read our output has enough; keep the interpreter quiet as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    known = _known(error)
+    if known is None:
+        traceback.print_exception(error)
+        typer.secho(_BUG, fg="red", err=True)
+        return CellsegError.exit_code
+    if _verbose(line):
+        traceback.print_exception(error)
+    typer.secho(f"Error: {known}", fg="red", err=True)
+    if known.hint:
+        typer.echo(known.hint, err=True)
+    if "--json" in line:
+        typer.echo(json.dumps({"error": as_dict(known)}, indent=2))
+    return known.exit_code
+
+
+def as_dict(error: CellsegError) -> dict[str, object]:
+    """An error for ``--json``."""
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
+
+
+def _known(error: BaseException) -> CellsegError | None:
+    """``error`` as one that cellseg raises on purpose, or None for a bug."""
+    if isinstance(error, CellsegError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return InterruptedRunError("Interrupted.")
+    if isinstance(error, MemoryError):
+        return DeviceError(
+            f"The memory does not suffice. {error}".strip(),
+            hint="Use smaller tiles, patches or batches, or fewer workers.",
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        try:
+            with storage_errors(error.filename):
+                raise error
+        except CellsegError as storage:
+            return storage
+        except OSError:
+            return None
+    return None
+
+
+def _verbose(line: Sequence[str]) -> bool:
+    return any(word in ("--verbose", "-v", "-vv") for word in line)

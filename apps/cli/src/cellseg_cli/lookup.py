@@ -1,0 +1,117 @@
+"""Which config file, backend and reader a command line means, before Typer parses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cellseg.errors import DataError, UsageError
+from cellseg.options import Options, read_config
+from cellseg.plugins import Plugins
+from cellseg.specs import DatasetSpec, TrainerSpec
+from cellseg_cli.arguments import Arguments
+from cellseg_cli.flags import Group, value_flags
+
+_OWN_VALUES = ("-o", "--output", "--config", "--model", "--backend", "--format", "--images")
+_OWN_SWITCHES = ("--json", "--quiet", "--verbose", "--overwrite", "--help")
+
+
+def complete_trainer() -> list[str]:
+    """Names for the shell to complete ``--backend`` with; a broken plugin is just left out."""
+    return sorted(Plugins().all(TrainerSpec))
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file of 'option: value' lines; flags win over it."),
+]
+TrainerName = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        help="What to train. Its own options join this list: --backend NAME --help.",
+        autocompletion=complete_trainer,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line, and what it refers to."""
+
+    arguments: Arguments
+
+    @cached_property
+    def plugins(self) -> Plugins:
+        """The installed plugins, looked up when first needed."""
+        return Plugins()
+
+    @cached_property
+    def file(self) -> Path | None:
+        """The config file."""
+        given = self.arguments.value("--config")
+        return Path(given) if given else None
+
+    @cached_property
+    def configured(self) -> Mapping[str, object]:
+        """What the config file says."""
+        return read_config(self.file) if self.file else {}
+
+    def chosen(self, name: str) -> str | None:
+        """The value of a flag, or else of that key of the config file."""
+        value = self.arguments.value(f"--{name}") or self.configured.get(name)
+        return str(value) if value else None
+
+    def trainer(self) -> TrainerSpec[Any] | None:
+        """The trainer that ``--backend`` names; None only while the command is just shown.
+
+        Raises:
+            UsageError: neither the line nor the config file names one.
+        """
+        name = self.chosen("backend")
+        if name is not None:
+            return self.plugins.get(TrainerSpec, name)
+        if self.arguments.only_shown:
+            return None
+        installed = sorted(self.plugins.all(TrainerSpec))
+        if not installed:
+            hint = "None is installed yet: uv pip install cellseg-vista"
+        else:
+            hint = f"Installed: {', '.join(installed)}. See: cellseg backends"
+        raise UsageError("Missing --backend: what should be trained?", hint=hint)
+
+    def existing(self, models: Iterable[type[Options]]) -> Path | None:
+        """The first positional argument that is there: the data, the images or the model."""
+        takes, switches = value_flags(models)
+        words = self.arguments.positionals({*takes, *_OWN_VALUES}, {*switches, *_OWN_SWITCHES})
+        paths = (Path(word) for word in words)
+        return next((path for path in paths if path.exists()), None)
+
+    def reader(self, models: Sequence[type[Options]]) -> Group:
+        """The options of the reader that the line names, or that reads the data it names.
+
+        Without either, these are the options that all readers have.
+        """
+        from cellseg.readers import reader_for
+        from cellseg.readers.options import ReaderOptions
+
+        name = self.chosen("reader") or "auto"
+        if name != "auto":
+            return _of_reader(self.plugins.get(DatasetSpec, name))
+        path = self.existing(models)
+        if path is not None:
+            try:
+                return _of_reader(reader_for(self.plugins, path, name))
+            except DataError:
+                if not self.arguments.only_shown:
+                    raise
+        return Group(ReaderOptions, "Reading")
+
+
+def _of_reader(spec: DatasetSpec[Any]) -> Group:
+    return Group(spec.options, f"Reading: {spec.name}")

@@ -1,0 +1,138 @@
+"""Opening a data set file by file, so that one bad file does not hide the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cellseg.checks.findings import FileVerdict, Finding
+from cellseg.checks.samples import unreadable
+from cellseg.data import Sample
+from cellseg.errors import DataError
+from cellseg.options import parse
+from cellseg.plugins import Plugins
+from cellseg.readers import open_dataset, reader_for
+from cellseg.readers.folder import image_file, label_image, stem
+from cellseg.readers.options import FolderOptions
+from cellseg.readers.recognise import IMAGE_SUFFIXES
+from cellseg.readers.view import samples_of
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What can be used, and a verdict on each file that cannot."""
+
+    samples: list[Sample]
+    refused: list[FileVerdict]
+
+
+def open_each(plugins: Plugins, path: Path, reader: str, options: Mapping[str, object]) -> Opened:
+    """Open ``path`` with labels; where that fails, open its files one at a time.
+
+    Raises:
+        DataError: no reader understands ``path``.
+        ConfigError: the reader has no such option.
+    """
+    spec = reader_for(plugins, path, reader)
+    try:
+        return Opened(list(open_dataset(plugins, path, spec.name, options, labelled=True)), [])
+    except DataError as error:
+        whole = error
+    if not path.is_dir():
+        return Opened([], [_refused(path, unreadable(whole))])
+    if spec.name == "folder":
+        opened = _pairs(path, parse(FolderOptions, options))
+    else:
+        children = [child for child in sorted(path.iterdir()) if spec.recognises(child)]
+        opened = Opened([], [])
+        for child in children:
+            try:
+                opened.samples.extend(
+                    open_dataset(plugins, child, spec.name, options, labelled=True)
+                )
+            except DataError as error:
+                opened.refused.append(_refused(child, unreadable(error)))
+    if not opened.refused:  # what is wrong is with the whole
+        opened.refused.append(_refused(path, unreadable(whole)))
+    return opened
+
+
+def _refused(path: Path, finding: Finding) -> FileVerdict:
+    return FileVerdict(path.name, path, findings=(finding,))
+
+
+def _pairs(path: Path, options: FolderOptions) -> Opened:
+    """The pairs of a folder that can be opened; files without a partner are refused."""
+    images = _folder(path, options.images, "images")
+    labels = _folder(path, options.labels, "labels")
+    if options.labels is None and options.label_suffix is not None and not labels.is_dir():
+        labels = images
+    if not labels.is_dir() or (labels == images and options.label_suffix is None):
+        return Opened([], [])
+    truths = _named(labels, options.label_suffix)
+    taken = set(truths.values())
+    pictures = {
+        name: file
+        for name, file in _named(images, options.image_suffix).items()
+        if file not in taken
+    }
+
+    opened = Opened([], [])
+    for name in sorted(pictures.keys() & truths.keys()):
+        image, truth = pictures[name], truths[name]
+        try:
+            labels_of_it = label_image(truth)
+            opened.samples.extend(samples_of(name, image_file(image), labels_of_it, options, image))
+        except DataError as error:
+            finding = replace(unreadable(error), code=_kind(image, truth, options))
+            opened.refused.append(FileVerdict(name, image, findings=(finding,)))
+    for name in sorted(pictures.keys() ^ truths.keys()):
+        alone = pictures.get(name) or truths[name]
+        other, folder = ("labels", labels) if name in pictures else ("image", images)
+        opened.refused.append(
+            _refused(
+                alone,
+                Finding(
+                    "unmatched",
+                    "error",
+                    f"{alone} has no {other} called {name!r} in {folder}.",
+                    "Add it, or remove this file. A pair has one name; --image-suffix and "
+                    "--label-suffix are cut off first.",
+                ),
+            )
+        )
+    return opened
+
+
+def _kind(image: Path, truth: Path, options: FolderOptions) -> str:
+    """Why a pair is refused: each file is opened on its own, to see what is wrong between them."""
+    try:
+        pictures = samples_of("image", image_file(image), None, options, image)
+        labels = samples_of("labels", label_image(truth), None, FolderOptions(), truth)
+    except DataError:
+        return "unreadable"
+    if labels[0].image.shape[0] > 1:
+        return "labels-colours"
+    if labels[0].image.dtype.kind == "f":
+        return "labels-not-integers"
+    same = len(labels) == len(pictures) and labels[0].image.shape[1:] == pictures[0].image.shape[1:]
+    return "unreadable" if same else "shape"
+
+
+def _folder(path: Path, given: str | None, usual: str) -> Path:
+    if given is not None:
+        inside = path / given
+        return inside if inside.exists() else Path(given).expanduser()
+    return path / usual if usual == "labels" or (path / usual).is_dir() else path
+
+
+def _named(folder: Path, suffix: str | None) -> dict[str, Path]:
+    """Image files by the name they are matched by."""
+    return {
+        stem(file).removesuffix(suffix or ""): file
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and not file.name.startswith(".")
+        and stem(file).endswith(suffix or "")
+    }

@@ -1,0 +1,128 @@
+"""What is to be segmented: images and movies, their tiles, and where their labels go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellseg.data import Dataset, Sample, Spacing, Tiling
+from cellseg.engine.plan import Plan
+from cellseg.errors import DataError
+from cellseg.normalise import Normaliser
+from cellseg.options import Options
+from cellseg.outputs.formats import Output
+from cellseg.specs import DatasetSpec, PredictJob, PredictorSpec
+
+TileRef = tuple[int, int]
+"""An image and one of its tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image, or a movie with all its frames; one label image comes out of it.
+
+    Tiles are numbered frame by frame.
+    """
+
+    index: int
+    name: str
+    frames: tuple[Sample, ...]
+    movie: bool
+    plan: Plan
+    """Of each frame."""
+    outputs: tuple[Output, ...] = ()
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles in all frames."""
+        return len(self.plan) * len(self.frames)
+
+    @property
+    def spacing(self) -> Spacing:
+        """Voxel size in micrometres."""
+        return self.frames[0].spacing
+
+    def locate(self, tile: int) -> tuple[int, int]:
+        """The frame of a tile, and its number there."""
+        return divmod(tile, len(self.plan))
+
+    def described(self, tile: int) -> str:
+        """How messages call a tile."""
+        if self.tiles == 1:
+            return self.name
+        frame, inner = self.locate(tile)
+        where = ", ".join(
+            f"{axis} {a}:{b}"
+            for axis, a, b in zip(
+                "zyx",
+                self.plan.core_box(inner).start,
+                self.plan.core_box(inner).stop,
+                strict=True,
+            )
+        )
+        return f"{self.frames[frame].name}[{where}]"
+
+
+def make_items(samples: Dataset, tiling: Tiling, volumetric: bool) -> list[Item]:
+    """Group the frames of each movie, and cut everything into tiles.
+
+    Raises:
+        DataError: frames of one movie differ in shape, or two images share a name.
+    """
+    groups: dict[tuple[bool, str], list[Sample]] = {}
+    for sample in samples:
+        movie = sample.frame is not None
+        groups.setdefault((movie, sample.group if movie else sample.name), []).append(sample)
+    items: list[Item] = []
+    names: set[str] = set()
+    for (movie, name), group in groups.items():
+        frames = sorted(group, key=lambda s: s.frame or 0) if movie else group
+        first = frames[0]
+        if name in names or (not movie and len(frames) > 1):
+            raise DataError(f"Two images are called {name!r}.")
+        names.add(name)
+        for frame in frames:
+            if frame.image.shape != first.image.shape:
+                raise DataError(
+                    f"{frame.name}: the frame's shape {frame.image.shape} differs from "
+                    f"{first.image.shape} of {first.name}."
+                )
+        _, z, y, x = first.image.shape
+        plan = Plan.cut((z, y, x), tiling, volumetric)
+        items.append(Item(len(items), name, tuple(frames), movie, plan))
+    return items
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to segment: everything a process needs to know, and can be sent."""
+
+    predictor: PredictorSpec[Options]
+    job: PredictJob[Options]
+    reader: DatasetSpec[Options]
+    images: Path
+    reader_options: Options
+    normaliser: Normaliser
+    tiling: Tiling
+    volumetric: bool
+    stitch_overlap: float
+    classes: tuple[str, ...]
+    work: Path
+
+
+def batches(items: Sequence[Item], tiles: Sequence[TileRef], size: int) -> Iterator[list[TileRef]]:
+    """Consecutive tiles of one shape, at most ``size`` at once."""
+    batch: list[TileRef] = []
+    kind: object = None
+    for item, tile in tiles:
+        plan = items[item].plan
+        channels = items[item].frames[0].image.shape[0]
+        shape = (channels, items[item].spacing, plan.read_box(tile % len(plan)).shape)
+        if batch and (shape != kind or len(batch) >= size):
+            yield batch
+            batch = []
+        kind = shape
+        batch.append((item, tile))
+    if batch:
+        yield batch

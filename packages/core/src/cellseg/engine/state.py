@@ -1,0 +1,210 @@
+"""The work directory of a prediction: what was asked for, and what is done of it.
+
+request.json          what was asked for
+items/000012/         an image in progress: a record or a failure for each tile
+done/000012.json      an image that is written
+summary.json          all of it is done; nothing else but the request is left
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cellseg.engine.records import is_whole, write_quickly
+from cellseg.errors import ConfigError, StorageError, UsageError
+from cellseg.files import storage_errors, write_atomic
+from cellseg.options import flag
+
+
+class WorkDir:
+    """Where one prediction keeps its state; several processes may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._made: set[Path] = set()
+
+    @property
+    def started(self) -> bool:
+        """Whether a prediction began here."""
+        return (self.path / "request.json").is_file()
+
+    def start(self, request: Mapping[str, object]) -> None:
+        """Forget what was here, and remember a new request."""
+        with storage_errors(self.path):
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True)
+        self.join(request)
+
+    def join(self, request: Mapping[str, object]) -> None:
+        """Remember a request, or check that it is the one remembered.
+
+        Raises:
+            ConfigError: it differs; the message names the first difference.
+        """
+        file = self.path / "request.json"
+        wanted = json.loads(json.dumps(request))
+        if not file.is_file():
+            write_atomic(file, json.dumps(wanted, indent=2) + "\n")
+            return
+        try:
+            known = json.loads(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{file} cannot be read: {error}",
+                hint="Start anew with --overwrite.",
+            ) from error
+        for name in {**known, **wanted}:
+            if known.get(name) != wanted.get(name):
+                raise ConfigError(
+                    f"{self.path.parent}: this prediction began with {_said(name, known)}, "
+                    f"not with {_said(name, wanted)}.",
+                    hint="Resume it with the settings it began with, or start anew with "
+                    "--overwrite.",
+                )
+
+    def summary(self) -> dict[str, Any] | None:
+        """What was made here, once all of it is."""
+        try:
+            return dict(json.loads((self.path / "summary.json").read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    def complete(self, summary: Mapping[str, object]) -> None:
+        """Remember that everything is done, and forget the tiles."""
+        write_atomic(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        for name in ("items", "done"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def item(self, item: int) -> Path:
+        """The directory of an image in progress."""
+        path = self.path / "items" / f"{item:06d}"
+        self._make(path)
+        return path
+
+    def record(self, item: int, tile: int) -> Path:
+        """The record of a tile."""
+        return self.path / "items" / f"{item:06d}" / f"{tile:08d}.tile"
+
+    def done_tiles(self, item: int) -> set[int]:
+        """The tiles of an image with an undamaged record."""
+        return {tile for tile in self._numbered(item, ".tile") if is_whole(self.record(item, tile))}
+
+    def recorded(self, item: int) -> int:
+        """How many tiles of an image have a record."""
+        return len(self._numbered(item, ".tile"))
+
+    def failed_tiles(self, item: int) -> set[int]:
+        """The tiles of an image that failed, and have not been done since."""
+        return self._numbered(item, ".failed")
+
+    def fail(self, item: int, tile: int, reason: str) -> None:
+        """Record that a tile could not be done."""
+        write_quickly(self.item(item) / f"{tile:08d}.failed", reason.encode())
+
+    def forgive(self, item: int, tile: int) -> None:
+        """A tile that failed is done now."""
+        self.record(item, tile).with_suffix(".failed").unlink(missing_ok=True)
+
+    def finish(self, item: int, values: Mapping[str, object]) -> None:
+        """Record that an image is written; its tiles are no longer needed."""
+        self._make(self.path / "done")
+        write_quickly(self.path / "done" / f"{item:06d}.json", json.dumps(values).encode())
+        tiles = self.path / "items" / f"{item:06d}"
+        if tiles.exists():
+            shutil.rmtree(tiles, ignore_errors=True)
+
+    def finished(self) -> dict[int, dict[str, Any]]:
+        """The images that are written, by number."""
+        found: dict[int, dict[str, Any]] = {}
+        folder = self.path / "done"
+        for file in sorted(folder.glob("[0-9]*.json")) if folder.exists() else ():
+            try:
+                found[int(file.stem)] = json.loads(file.read_bytes())
+            except ValueError:  # cut short by a power cut; the image is made again
+                continue
+        return found
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[bool]:
+        """Whether this process alone holds the lock ``name``; a dead process holds none."""
+        path = self.path / f"{name}.lock"
+        with storage_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            yield _lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _numbered(self, item: int, suffix: str) -> set[int]:
+        folder = self.path / "items" / f"{item:06d}"
+        if not folder.exists():
+            return set()
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if e.name.endswith(suffix) and e.name[0] != "."]
+        return {int(name.removesuffix(suffix)) for name in names}
+
+    def _make(self, path: Path) -> None:
+        if path not in self._made:
+            with storage_errors(path):
+                path.mkdir(parents=True, exist_ok=True)
+            self._made.add(path)
+
+
+def check_startable(work: WorkDir, *, resume: bool, overwrite: bool, shard: bool) -> None:
+    """Refuse to mix up an earlier prediction with a new one.
+
+    Raises:
+        UsageError: an unfinished prediction is here, and nobody said what to do with it.
+    """
+    unfinished = work.started and work.summary() is None
+    if unfinished and not (resume or overwrite or shard):
+        raise UsageError(
+            f"{work.path.parent} holds an unfinished prediction.",
+            hint="Go on with --resume, or start anew with --overwrite.",
+        )
+    if resume and not work.started:
+        raise UsageError(
+            f"There is no prediction to resume in {work.path.parent}.",
+            hint="Leave out --resume to start one.",
+        )
+
+
+def writable(folder: Path) -> None:
+    """Make a folder for outputs.
+
+    Raises:
+        StorageError: it cannot be made or written to.
+    """
+    with storage_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StorageError(f"{folder} is a file, not a folder.") from error
+
+
+def _said(name: str, values: Mapping[str, Any]) -> str:
+    return f"{flag(name)} {values[name]}" if values.get(name) is not None else f"no {flag(name)}"
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock of an open file, without waiting; closing the file gives it back."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,223 @@
+"""One process's share of the work: read, normalise, segment, record; write small images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from cellseg.data import LazyArray, Segmentation, Tile
+from cellseg.engine.items import Item, Recipe, TileRef
+from cellseg.engine.labels import StitchedLabels
+from cellseg.engine.records import Record, save, write_quickly
+from cellseg.engine.segment import Segmenter
+from cellseg.engine.state import WorkDir
+from cellseg.engine.stitch import Stitched, stitch
+from cellseg.engine.tile import Objects, TileLabels, tile_labels
+from cellseg.errors import CellsegError, DataError
+from cellseg.normalise import Statistics
+from cellseg.outputs.result import Result
+from cellseg.outputs.write import write
+
+_STATISTICS = TypeAdapter(Statistics)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A tile that could not be done."""
+
+    tile: TileRef
+    reason: str
+    data: bool
+    """Whether the image is at fault, and not the model."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch of tiles."""
+
+    done: list[TileRef] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    objects: dict[int, int] = field(default_factory=dict)
+    """Number of objects of each image that is written now."""
+
+
+def _nothing() -> None:
+    pass
+
+
+class Worker:
+    """Segments batches of tiles; loads the predictor when the first one comes.
+
+    Args:
+        recipe: how to segment.
+        items: all images, in the order that every process sees.
+        pause: called between the blocks of an output; raises to stop.
+    """
+
+    def __init__(
+        self, recipe: Recipe, items: Sequence[Item], pause: Callable[[], None] = _nothing
+    ) -> None:
+        self._recipe = recipe
+        self._items = items
+        self._pause = pause
+        self._work = WorkDir(recipe.work)
+        self._segmenter: Segmenter | None = None
+        self._known: tuple[tuple[int, int], Statistics] | None = None
+
+    def load(self) -> Segmenter:
+        """The predictor, ready to use."""
+        if self._segmenter is None:
+            recipe = self._recipe
+            self._segmenter = Segmenter(
+                recipe.predictor.load(recipe.job),
+                recipe.predictor.name,
+                recipe.tiling.halo,
+                recipe.volumetric,
+                recipe.stitch_overlap,
+            )
+        return self._segmenter
+
+    def run(self, batch: Sequence[TileRef]) -> Outcome:
+        """Segment tiles of one shape. What is done survives a kill.
+
+        Raises:
+            CellsegError: going on is pointless: a broken predictor, a full disk.
+        """
+        outcome = Outcome()
+        refs: list[TileRef] = []
+        tiles: list[Tile] = []
+        for ref in batch:
+            tile = self._read(ref, outcome)
+            if tile is not None:
+                refs.append(ref)
+                tiles.append(tile)
+        segmenter = self.load()
+        for ref, found in self._segment(segmenter, refs, tiles, outcome):
+            self._keep(ref, found, outcome)
+        outcome.notes += segmenter.notes
+        segmenter.notes.clear()
+        return outcome
+
+    def finalise(self, item: Item) -> int:
+        """Stitch the tiles of an image and write its outputs; gives the number of objects."""
+        frames: list[LazyArray] = []
+        objects: list[Objects] = []
+        size = len(item.plan)
+        for frame in range(len(item.frames)):
+            paths = (self._work.record(item.index, frame * size + i) for i in range(size))
+            records = [Record(path) for path in paths]
+            joined = self._stitch(item, records)
+            frames.append(StitchedLabels(item.plan, records, joined))
+            objects.append(joined.objects)
+        return self._write(item, frames, objects)
+
+    def _stitch(self, item: Item, records: Sequence[Record]) -> Stitched:
+        parts = [record.objects for record in records]
+        least = self._recipe.stitch_overlap
+        try:
+            return stitch(item.plan, parts, lambda i, d: records[i].strip(d), least)
+        except DataError as error:
+            raise DataError(f"{item.name}: {error}") from error
+
+    def _read(self, ref: TileRef, outcome: Outcome) -> Tile | None:
+        """A normalised tile; None, and a failure, if it cannot be read."""
+        item = self._items[ref[0]]
+        frame, inner = item.locate(ref[1])
+        sample = item.frames[frame]
+        box = item.plan.read_box(inner)
+        normaliser = self._recipe.normaliser
+        try:
+            block = np.asarray(sample.image[(slice(0, sample.image.shape[0]), *box.slices)])
+            if len(item.plan) == 1:
+                statistics = normaliser.statistics(block, sample.name)
+            else:
+                statistics = self._statistics(item, frame)
+            return Tile(image=normaliser.apply(block, statistics), spacing=sample.spacing)
+        except DataError as error:
+            outcome.failures.append(Failure(ref, str(error), True))
+        except CellsegError:
+            raise
+        except Exception as error:  # a strange file must not stop the other images
+            outcome.failures.append(Failure(ref, f"cannot be read: {_said(error)}", True))
+        return None
+
+    def _statistics(self, item: Item, frame: int) -> Statistics:
+        """Of a whole frame; measured once, also by several processes and after a resume."""
+        if self._known is not None and self._known[0] == (item.index, frame):
+            return self._known[1]
+        file = self._work.item(item.index) / f"frame{frame:06d}.json"
+        statistics: Statistics | None = None
+        if file.is_file():
+            try:
+                statistics = _STATISTICS.validate_json(file.read_bytes())
+            except ValueError:  # cut short by a power cut; measured again
+                statistics = None
+        if statistics is None:
+            sample = item.frames[frame]
+            statistics = self._recipe.normaliser.statistics(sample.image, sample.name)
+            write_quickly(file, _STATISTICS.dump_json(statistics))
+            # What the next process reads, to the last digit.
+            statistics = _STATISTICS.validate_json(_STATISTICS.dump_json(statistics))
+        self._known = ((item.index, frame), statistics)
+        return statistics
+
+    def _segment(
+        self,
+        segmenter: Segmenter,
+        refs: Sequence[TileRef],
+        tiles: Sequence[Tile],
+        outcome: Outcome,
+    ) -> list[tuple[TileRef, Segmentation]]:
+        if not tiles:
+            return []
+        try:
+            return list(zip(refs, segmenter(tiles), strict=True))
+        except CellsegError:
+            raise
+        except Exception as error:  # recorded as a failure, never as zeros
+            if len(tiles) == 1:
+                outcome.failures.append(Failure(refs[0], _said(error), False))
+                return []
+        return [
+            pair
+            for ref, tile in zip(refs, tiles, strict=True)
+            for pair in self._segment(segmenter, [ref], [tile], outcome)
+        ]
+
+    def _keep(self, ref: TileRef, found: Segmentation, outcome: Outcome) -> None:
+        item = self._items[ref[0]]
+        tile = tile_labels(found, item.plan, item.locate(ref[1])[1])
+        if item.tiles == 1:
+            outcome.objects[item.index] = self._write_single(item, tile)
+        else:
+            self._work.item(item.index)
+            save(self._work.record(*ref), tile)
+        outcome.done.append(ref)
+
+    def _write_single(self, item: Item, tile: TileLabels) -> int:
+        return self._write(item, [tile.core.astype(np.uint32)], [tile.objects])
+
+    def _write(self, item: Item, frames: Sequence[LazyArray], objects: Sequence[Objects]) -> int:
+        result = Result(
+            name=item.name,
+            frames=frames,
+            objects=objects,
+            movie=item.movie,
+            planes=not self._recipe.volumetric,
+            block=item.plan.core,
+            spacing=item.spacing,
+            classes=self._recipe.classes,
+            pause=self._pause,
+        )
+        for output in item.outputs:
+            write(result, output)
+        self._work.finish(item.index, {"name": item.name, "objects": result.count})
+        return result.count
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,104 @@
+"""Where the objects of a label image are: found once, so that no patch has to be searched for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cc3d
+import fastremap
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.data import ZYX, LazyArray
+from cellseg.errors import DataError
+from cellseg.intensity import block_slices
+
+_LARGEST = int(np.iinfo(np.uint32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectIndex:
+    """Ids, sizes and bounding boxes of the objects of one label image, ordered by id."""
+
+    ids: NDArray[np.uint32]
+    """``(n,)``."""
+    sizes: NDArray[np.int64]
+    """``(n,)`` in voxels."""
+    low: NDArray[np.int64]
+    """``(n, 3)``: the first voxel of the bounding box, ``(z, y, x)``."""
+    high: NDArray[np.int64]
+    """``(n, 3)``: one past its last voxel."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, labels: LazyArray, name: str = "") -> ObjectIndex:
+        """Read a label image once, in blocks of at most 2^24 voxels.
+
+        Args:
+            labels: ``(z, y, x)``, any integers from 0 to 2^32 - 1; 0 is background. The pieces of
+                an object in several pieces count as one.
+            name: what errors call the image.
+
+        Raises:
+            DataError: ids are negative or do not fit in 32 bits.
+        """
+        found = [_in_block(labels[where], where, name) for where in block_slices(labels)]
+        ids, sizes, low, high = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        unique, inverse = np.unique(ids, return_inverse=True)
+        if len(unique) == len(ids):
+            order = np.argsort(ids)
+            return cls(ids[order], sizes[order], low[order], high[order])
+        total = np.zeros(len(unique), np.int64)
+        first = np.full((len(unique), 3), np.iinfo(np.int64).max)
+        last = np.zeros((len(unique), 3), np.int64)
+        np.add.at(total, inverse, sizes)
+        np.minimum.at(first, inverse, low)
+        np.maximum.at(last, inverse, high)
+        return cls(unique, total, first, last)
+
+    def chosen(self, which: NDArray[np.bool_]) -> ObjectIndex:
+        """Some of the objects."""
+        return ObjectIndex(self.ids[which], self.sizes[which], self.low[which], self.high[which])
+
+    def seen(self, corner: NDArray[np.int64], shape: ZYX) -> tuple[int, NDArray[np.intp]]:
+        """How many objects lie in a window as a whole, and which others may reach into it."""
+        end = corner + shape
+        reach = np.flatnonzero(((self.low < end) & (self.high > corner)).all(1))
+        whole = ((self.low[reach] >= corner) & (self.high[reach] <= end)).all(1)
+        return int(whole.sum()), reach[~whole]
+
+    def visible(self, number: int, block: NDArray[Any], corner: NDArray[np.int64]) -> int:
+        """Voxels of one object in a block of the labels that begins at ``corner``."""
+        low = np.maximum(self.low[number] - corner, 0)
+        high = np.minimum(self.high[number] - corner, block.shape)
+        part = block[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        return int(np.count_nonzero(part == self.ids[number]))
+
+
+def _in_block(
+    block: NDArray[Any], where: tuple[slice, ...], name: str
+) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    lowest, highest = (int(value) for value in fastremap.minmax(block))
+    if lowest < 0 or highest > _LARGEST:
+        raise DataError(
+            f"{name or 'The label image'}: has the label {lowest if lowest < 0 else highest}; "
+            f"labels go from 0 to {_LARGEST}.",
+            hint="Renumber the objects: 0 for background, 1, 2, 3, ... for objects.",
+        )
+    block = block.astype(np.uint32, copy=False)
+    names: NDArray[np.uint32] | None = None
+    if highest > max(block.size // 8, 1 << 16):
+        block, mapping = fastremap.renumber(block, in_place=False)
+        names = np.zeros(len(mapping) + 1, np.uint32)
+        names[list(mapping.values())] = list(mapping.keys())
+    measured = cc3d.statistics(np.ascontiguousarray(block), no_slice_conversion=True)
+    numbers = np.flatnonzero(measured["voxel_counts"])
+    numbers = numbers[numbers > 0]
+    boxes = measured["bounding_boxes"][numbers].astype(np.int64)
+    offset = np.array([part.start for part in where], np.int64)
+    ids = numbers.astype(np.uint32) if names is None else names[numbers]
+    sizes = measured["voxel_counts"][numbers].astype(np.int64)
+    return ids, sizes, boxes[:, 0::2] + offset, boxes[:, 1::2] + 1 + offset

@@ -1,0 +1,280 @@
+"""Writes label images as OME-Zarr 0.4 and 0.5: into the image they belong to, or on their own.
+
+The metadata is small and fixed, so it is written directly; tests open the results with ngio.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellseg.data import ZYX
+from cellseg.errors import DataError
+from cellseg.files import write_atomic
+from cellseg.outputs.images import place
+from cellseg.outputs.result import Result, boxes, output_file
+
+NEW_VERSION = "0.4"
+"""Of containers that we create: what most programs open."""
+_SMALLEST_LEVEL = 512
+_LARGEST_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    path: str
+    shape: ZYX
+    scale: tuple[float, ...]
+    """One factor for each axis of the labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the labels are stored: by the image they belong to, where there is one."""
+
+    version: str
+    axes: tuple[dict[str, str], ...]
+    levels: tuple[_Level, ...]
+    transformations: tuple[dict[str, Any], ...] = ()
+    """Of the whole multiscale, where the image has some."""
+
+    @property
+    def names(self) -> str:
+        return "".join(axis["name"] for axis in self.axes)
+
+
+def is_image(group: Path) -> bool:
+    """Whether a directory is an OME-Zarr image: a group with multiscales."""
+    return "multiscales" in _metadata(group)
+
+
+def write_into(result: Result, container: Path, label_name: str) -> None:
+    """Write labels into the OME-Zarr image they belong to, with as many levels as it has.
+
+    Args:
+        result: the labels; their shape is that of the image's highest resolution.
+        container: the group of the image.
+        label_name: the name of the labels; labels of this name are replaced when the new ones
+            are whole.
+
+    Raises:
+        DataError: the image and the labels differ in shape.
+        StorageError: the disk is full, or permission is missing; nothing is left behind.
+    """
+    layout = _layout_of(container, result)
+    with output_file(container / "labels" / label_name) as temporary:
+        _write_levels(result, layout, temporary, label_name)
+    _list_label(container / "labels", label_name, layout.version)
+    _consolidate_again(container)
+
+
+def write_new(result: Result, path: Path, label_name: str) -> None:
+    """Write labels as an OME-Zarr of their own.
+
+    Programs that look for an image find the labels as an image; those that look for labels find
+    them under ``labels/<label_name>``. They are stored once.
+    """
+    layout = _new_layout(result)
+    with output_file(path) as temporary:
+        group = temporary / "labels" / label_name
+        _write_levels(result, layout, group, label_name)
+        _list_label(temporary / "labels", label_name, layout.version)
+        root = _multiscales(layout, result.name, prefix=f"labels/{label_name}/")
+        _write_group(temporary, root, layout.version)
+
+
+def _layout_of(container: Path, result: Result) -> _Layout:
+    import zarr
+
+    attributes = _metadata(container)
+    multiscales = attributes["multiscales"][0]
+    version = str(attributes.get("version", multiscales.get("version", "0.4")))
+    axes = [a if isinstance(a, dict) else {"name": a} for a in multiscales["axes"]]
+    keep = [i for i, axis in enumerate(axes) if axis["name"] != "c"]
+    levels: list[_Level] = []
+    for dataset in multiscales["datasets"]:
+        stored = zarr.open_array(str(container / dataset["path"]), mode="r")
+        sizes = {"z": 1} | {axis["name"]: stored.shape[i] for i, axis in enumerate(axes)}
+        scale = _scale(dataset.get("coordinateTransformations", ()), len(axes))
+        levels.append(
+            _Level(
+                str(len(levels)),
+                (sizes["z"], sizes["y"], sizes["x"]),
+                tuple(scale[i] for i in keep),
+            )
+        )
+        frames = sizes.get("t", 1)
+    if levels[0].shape != result.shape or frames != len(result.frames):
+        raise DataError(
+            f"{container}: the labels of {len(result.frames)} x {result.shape} voxels do not fit "
+            f"the image of {frames} x {levels[0].shape}.",
+            hint="Write them elsewhere with --output.",
+        )
+    whole = [
+        {"type": "scale", "scale": [t["scale"][i] for i in keep]}
+        for t in multiscales.get("coordinateTransformations", ())
+        if t.get("type") == "scale"
+    ]
+    return _Layout(version, tuple(axes[i] for i in keep), tuple(levels), tuple(whole))
+
+
+def _scale(transformations: Sequence[dict[str, Any]], axes: int) -> list[float]:
+    for transformation in transformations:
+        if transformation.get("type") == "scale":
+            return [float(s) for s in transformation["scale"]]
+    return [1.0] * axes
+
+
+def _new_layout(result: Result) -> _Layout:
+    axes = []
+    for name in result.axes:
+        if name == "t":
+            axes.append({"name": "t", "type": "time"})
+        else:
+            axes.append({"name": name, "type": "space", "unit": "micrometer"})
+    spacing = dict(zip("zyx", result.spacing, strict=True)) | {"t": 1.0}
+    levels: list[_Level] = []
+    z, y, x = result.shape
+    while not levels or max(levels[-1].shape[1:]) > _SMALLEST_LEVEL:
+        factor = 2 ** len(levels)
+        scale = tuple(spacing[n] * (factor if n in "yx" else 1) for n in result.axes)
+        levels.append(_Level(str(len(levels)), (z, -(-y // factor), -(-x // factor)), scale))
+    return _Layout(NEW_VERSION, tuple(axes), tuple(levels))
+
+
+def _write_levels(result: Result, layout: _Layout, group: Path, label_name: str) -> None:
+    attributes = _multiscales(layout, label_name) | {"image-label": _image_label(layout.version)}
+    _write_group(group, attributes, layout.version)
+    arrays = [_array(group, level, layout, result) for level in layout.levels]
+    chunk = _chunk(result.block, result.shape)
+    for frame, box, ids in result.blocks(chunk):
+        key, block = place(layout.names, frame, box.slices, ids)
+        arrays[0][key] = block
+    for number in range(1, len(arrays)):
+        _downsample(result, layout, (arrays[number - 1], arrays[number]), number)
+
+
+def _array(group: Path, level: _Level, layout: _Layout, result: Result) -> Any:
+    import zarr
+
+    sizes = dict(zip("zyx", level.shape, strict=True)) | {"t": len(result.frames)}
+    chunk = dict(zip("zyx", _chunk(result.block, level.shape), strict=True)) | {"t": 1}
+    names = layout.names
+    old = layout.version == "0.4"
+    return zarr.create_array(
+        str(group / level.path),
+        shape=tuple(sizes[n] for n in names),
+        chunks=tuple(chunk[n] for n in names),
+        dtype=np.uint32,
+        fill_value=0,
+        zarr_format=2 if old else 3,
+        dimension_names=None if old else list(names),
+        chunk_key_encoding={"name": "v2" if old else "default", "separator": "/"},
+    )
+
+
+def _downsample(result: Result, layout: _Layout, arrays: tuple[Any, Any], number: int) -> None:
+    """Fill a level with the nearest voxels of the one before it."""
+    source, target = arrays
+    above, here = layout.levels[number - 1].shape, layout.levels[number].shape
+    for frame in range(len(result.frames)):
+        for box in boxes(here, _chunk(result.block, here)):
+            result.pause()
+            indices = [
+                np.minimum(np.arange(a, b) * above[i] // here[i], above[i] - 1)
+                for i, (a, b) in enumerate(zip(box.start, box.stop, strict=True))
+            ]
+            z, y, x = (slice(int(i[0]), int(i[-1]) + 1) for i in indices)
+            key, _ = place(layout.names, frame, (z, y, x), np.zeros((1, 1, 1), np.uint32))
+            block = np.asarray(source[key])
+            block = block.reshape(z.stop - z.start, y.stop - y.start, x.stop - x.start)
+            near = block[np.ix_(*(i - i[0] for i in indices))]
+            key, near = place(layout.names, frame, box.slices, near)
+            target[key] = near
+
+
+def _chunk(block: ZYX, shape: ZYX) -> ZYX:
+    """Chunks no larger than a block of the labels, that the blocks are made of."""
+    z, y, x = (min(b, n) for b, n in zip(block, shape, strict=True))
+    while z * y * x > _LARGEST_CHUNK:
+        if z > 1 and z * 4 > max(y, x):
+            z = -(-z // 2)
+        elif y >= x:
+            y = -(-y // 2)
+        else:
+            x = -(-x // 2)
+    return (z, y, x)
+
+
+def _multiscales(layout: _Layout, name: str, prefix: str = "") -> dict[str, Any]:
+    datasets = [
+        {
+            "path": prefix + level.path,
+            "coordinateTransformations": [{"type": "scale", "scale": list(level.scale)}],
+        }
+        for level in layout.levels
+    ]
+    one: dict[str, Any] = {"name": name, "axes": list(layout.axes), "datasets": datasets}
+    if layout.transformations:
+        one["coordinateTransformations"] = list(layout.transformations)
+    if layout.version == "0.4":
+        one["version"] = layout.version
+    return {"multiscales": [one]}
+
+
+def _image_label(version: str) -> dict[str, Any]:
+    return {"version": version, "source": {"image": "../../"}}
+
+
+def _metadata(group: Path) -> dict[str, Any]:
+    """The OME part of a group's attributes; empty where it has none."""
+    new, old = group / "zarr.json", group / ".zattrs"
+    try:
+        if new.is_file():
+            document = json.loads(new.read_bytes())
+            return dict(document.get("attributes", {}).get("ome", {}))
+        if old.is_file():
+            return dict(json.loads(old.read_bytes()))
+    except ValueError as error:
+        raise DataError(f"{group}: its metadata cannot be read: {error}") from error
+    return {}
+
+
+def _write_group(group: Path, attributes: dict[str, Any], version: str) -> None:
+    group.mkdir(parents=True, exist_ok=True)
+    if version == "0.4":
+        if not (group / ".zgroup").exists():
+            write_atomic(group / ".zgroup", json.dumps({"zarr_format": 2}))
+        write_atomic(group / ".zattrs", json.dumps(attributes, indent=2))
+        return
+    document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    if (group / "zarr.json").exists():
+        document = json.loads((group / "zarr.json").read_bytes())
+    document["attributes"]["ome"] = {"version": version, **attributes}
+    write_atomic(group / "zarr.json", json.dumps(document, indent=2))
+
+
+def _list_label(labels: Path, name: str, version: str) -> None:
+    """Add a name to the list that says which labels an image has."""
+    attributes = _metadata(labels)
+    attributes.pop("version", None)
+    names = list(attributes.get("labels", ()))
+    if name not in names:
+        names.append(name)
+    _write_group(labels, attributes | {"labels": names}, version)
+
+
+def _consolidate_again(container: Path) -> None:
+    """Where a copy of all metadata is kept in one place, readers would not see the new labels."""
+    import zarr
+
+    new = container / "zarr.json"
+    if (container / ".zmetadata").exists() or (
+        new.exists() and json.loads(new.read_bytes()).get("consolidated_metadata")
+    ):
+        zarr.consolidate_metadata(str(container))

@@ -1,0 +1,42 @@
+"""Writes one output of a result, whatever its format."""
+
+from __future__ import annotations
+
+from cellseg.outputs.formats import Output
+from cellseg.outputs.result import Result
+
+
+def write(result: Result, output: Output) -> None:
+    """Write ``result`` as ``output`` says; what was at its path is replaced when it is whole.
+
+    Raises:
+        StorageError: the disk is full, or permission is missing; nothing is left behind.
+    """
+    if output.format == "tiff":
+        from cellseg.outputs.images import write_tiff
+
+        write_tiff(result, output.path)
+    elif output.format == "hdf5":
+        from cellseg.outputs.images import write_hdf5
+
+        write_hdf5(result, output.path)
+    elif output.format == "geojson":
+        from cellseg.outputs.geojson import write_geojson
+
+        write_geojson(result, output.path)
+    elif output.format == "csv":
+        from cellseg.outputs.table import write_csv
+
+        write_csv(result, output.path)
+    elif output.format == "parquet":
+        from cellseg.outputs.table import write_parquet
+
+        write_parquet(result, output.path)
+    elif output.container is not None:
+        from cellseg.ome.write import write_into
+
+        write_into(result, output.container, output.label_name)
+    else:
+        from cellseg.ome.write import write_new
+
+        write_new(result, output.path, output.label_name)

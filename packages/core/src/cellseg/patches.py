@@ -1,0 +1,337 @@
+"""Training patches that hold objects, drawn from an index of where the objects are.
+
+Patch ``i`` depends on the random seed and ``i`` alone, whichever process draws it and in whatever
+order, so a resumed training sees the very patches that come next.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.data import ZYX, Dataset, Labels, LazyArray, Sample
+from cellseg.errors import DataError
+from cellseg.normalise import NormalisedImage
+from cellseg.objects import ObjectIndex
+from cellseg.sampling_options import PatchOptions
+
+Corner = NDArray[np.int64]
+_TRIES = 8
+_SEARCHED = 2000  # objects of an image that are tried as the middle of a crowd
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A piece of an image and of its labels."""
+
+    image: NDArray[np.float32]
+    """``(c, z, y, x)``."""
+    labels: NDArray[np.uint32]
+    """``(z, y, x)`` with the ids of the whole label image; 0 where padded."""
+    name: str
+    """Of the sample."""
+    corner: ZYX
+    """The voxel of the sample at the patch's origin; negative where the patch is padded."""
+
+
+class PatchSampler:
+    """Draws random patches with enough objects in them, each image as often as any other.
+
+    An object counts where at least ``min_instance_size`` of its voxels lie in the patch. A random
+    object is the anchor, and the patch lies anywhere around it; where that is not enough, another
+    is tried, and in the end a place that is known to be good. Images smaller than the patch are
+    padded on all sides with the mean of their background, and 0 in the labels.
+
+    Args:
+        samples: with labels; images normalised (``cellseg.normalise.normalised``).
+        shape: of the patches, ``(z, y, x)``.
+        min_instances: how many objects a patch holds; 0 draws patches anywhere.
+        min_instance_size: voxels of an object in the patch that make it count.
+        seed: another one gives other patches.
+        cache: bytes of images and labels that may be kept decoded, as first come; what does not
+            fit is read for each patch. Processes that are forked share them.
+
+    Raises:
+        DataError: an image cannot be read or has no labels, or none has enough objects.
+    """
+
+    def __init__(
+        self,
+        samples: Dataset,
+        shape: ZYX,
+        *,
+        min_instances: int = 1,
+        min_instance_size: int = 25,
+        seed: int = 0,
+        cache: int = 512 << 20,
+    ) -> None:
+        self.shape = shape
+        self._wanted, self._seed = min_instances, seed
+        self._all: list[Sample] = []
+        self._images: list[_Image] = []
+        skipped = []
+        for sample in samples:
+            kept, cache = _kept(_checked(sample), cache)
+            self._all.append(kept)
+            assert kept.labels is not None
+            index = ObjectIndex.of(kept.labels, sample.name)
+            large = index.chosen(index.sizes >= min_instance_size)
+            image = _Image(kept, large, min_instance_size)
+            if image.find(shape, min_instances):
+                self._images.append(image)
+            else:
+                skipped.append(sample.name)
+        self.skipped: tuple[str, ...] = tuple(skipped)
+        """Names of the images that have no place with enough objects."""
+        if not self._images:
+            listed = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+            raise DataError(
+                f"No image has {min_instances} objects of {min_instance_size} pixels within a "
+                f"patch of {' x '.join(map(str, shape))} (z, y, x): {listed or 'there is none'}.",
+                hint="Lower --min-instances or --min-instance-size, or enlarge --patch-size.",
+            )
+
+    @classmethod
+    def of(cls, samples: Dataset, options: PatchOptions, seed: int) -> PatchSampler:
+        """A sampler as the options ask for."""
+        return cls(
+            samples,
+            (options.patch_depth, options.patch_size, options.patch_size),
+            min_instances=options.min_instances,
+            min_instance_size=options.min_instance_size,
+            seed=seed,
+            cache=options.cache << 20,
+        )
+
+    def __len__(self) -> int:
+        """How many images patches are drawn from."""
+        return len(self._images)
+
+    def patch(self, index: int) -> Patch:
+        """Patch ``index``, from 0 on without end; always the same one.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        rng = np.random.default_rng([self._seed, index])
+        image = self._images[int(rng.integers(len(self._images)))]
+        for _ in range(_TRIES):
+            corner = image.draw(self.shape, anchored=self._wanted > 0, rng=rng)
+            labels = image.enough(corner, self.shape, self._wanted)
+            if labels is not None:
+                return cut(image.sample, corner, self.shape, labels)
+        return cut(image.sample, image.good, self.shape)
+
+    def grid(self) -> PatchGrid:
+        """Patches that cover all images, those without enough objects too."""
+        return PatchGrid(self._all, self.shape)
+
+
+class PatchGrid(Sequence[Patch]):
+    """Patches that cover images without gaps, for validation; each is read when asked for.
+
+    Args:
+        samples: with labels; images normalised.
+        shape: of the patches, ``(z, y, x)``. They overlap where it does not divide an image, and
+            smaller images are padded as by ``PatchSampler``.
+
+    Raises:
+        DataError: an image has no labels, or some of another shape.
+    """
+
+    def __init__(self, samples: Dataset, shape: ZYX) -> None:
+        self.shape = shape
+        self._cuts = [(_checked(s), c) for s in samples for c in _covering(s, shape)]
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Patch ``index``."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        sample, corner = self._cuts[index]
+        return cut(sample, corner, self.shape)
+
+
+def cut(
+    sample: Sample, corner: Sequence[int] | Corner, shape: ZYX, labels: Labels | None = None
+) -> Patch:
+    """The patch at ``corner``, padded where it reaches beyond the image.
+
+    Args:
+        sample: with labels, larger or smaller than the patch.
+        corner: ``(z, y, x)`` in the sample; negative where the patch begins before it.
+        shape: of the patch, ``(z, y, x)``.
+        labels: what of the sample's labels lies under the patch, where that is read already.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    window = _window(sample, corner, shape)
+    image = sample.image[(slice(0, sample.image.shape[0]), *window)]
+    image = image.astype(np.float32, copy=False)
+    if labels is None:
+        assert sample.labels is not None
+        labels = sample.labels[window]
+    labels = labels.astype(np.uint32, copy=False)
+    at = (int(corner[0]), int(corner[1]), int(corner[2]))
+    if labels.shape != shape:
+        inner = tuple(
+            slice(part.start - a, part.stop - a) for part, a in zip(window, at, strict=True)
+        )
+        padded = np.empty((len(image), *shape), np.float32)
+        padded[:] = background(image, labels)[:, None, None, None]
+        padded[(slice(None), *inner)] = image
+        framed = np.zeros(shape, np.uint32)
+        framed[inner] = labels
+        image, labels = padded, framed
+    return Patch(image, labels, sample.name, at)
+
+
+def background(image: NDArray[np.float32], labels: Labels) -> NDArray[np.float32]:
+    """For each channel the mean of what is not labelled; the minimum where all is.
+
+    Args:
+        image: ``(c, z, y, x)``.
+        labels: ``(z, y, x)``.
+    """
+    outside = labels == 0
+    count = int(np.count_nonzero(outside))
+    if count == 0:
+        lowest: NDArray[np.float32] = image.min(axis=(1, 2, 3))
+        return lowest
+    return np.array([plane.mean(where=outside) for plane in image], np.float32)
+
+
+class _Image:
+    """An image that patches are drawn from, with its objects that are large enough."""
+
+    def __init__(self, sample: Sample, objects: ObjectIndex, size: int) -> None:
+        self.sample = sample
+        self._objects, self._size = objects, size
+        self.good: Corner = np.zeros(3, np.int64)
+
+    def find(self, shape: ZYX, wanted: int) -> bool:
+        """Look for a place with enough objects, to fall back on."""
+        if len(self._objects) < wanted:
+            return False
+        rng = np.random.default_rng(0)
+        tried = (self.draw(shape, anchored=wanted > 0, rng=rng) for _ in range(_TRIES))
+        for corner in itertools.chain(tried, self._crowds(shape, wanted)):
+            if self.enough(corner, shape, wanted) is not None:
+                self.good = corner
+                return True
+        return False
+
+    def draw(self, shape: ZYX, *, anchored: bool, rng: np.random.Generator) -> Corner:
+        """A random corner; anchored to a random object, all of it in the patch if it fits."""
+        least, most = self._range(shape)
+        if anchored:
+            anchor = int(rng.integers(len(self._objects)))
+            low, high = self._objects.low[anchor], self._objects.high[anchor]
+            fits = high - low <= shape
+            first = np.where(fits, high - shape, low)
+            last = np.where(fits, low, high - shape)
+            least, most = np.clip(first, least, most), np.clip(last, least, most)
+        return rng.integers(least, most, endpoint=True)
+
+    def enough(self, corner: Corner, shape: ZYX, wanted: int) -> Labels | None:
+        """The labels of a patch that holds as many objects as wanted; None where it does not."""
+        whole, partly = self._objects.seen(corner, shape)
+        if whole + len(partly) < wanted:
+            return None
+        window = _window(self.sample, corner, shape)
+        assert self.sample.labels is not None
+        labels = self.sample.labels[window]
+        origin = np.array([part.start for part in window], np.int64)
+        for number in partly:
+            if whole >= wanted:
+                break
+            whole += self._objects.visible(int(number), labels, origin) >= self._size
+        return labels if whole >= wanted else None
+
+    def _range(self, shape: ZYX) -> tuple[Corner, Corner]:
+        """The least and the greatest corner; the same where the image is no larger."""
+        room = np.subtract(self.sample.image.shape[1:], shape)
+        return np.where(room < 0, room // 2, 0), np.where(room < 0, room // 2, room)
+
+    def _crowds(self, shape: ZYX, wanted: int) -> Iterator[Corner]:
+        """Corners of patches about an object and those nearest to it."""
+        least, most = self._range(shape)
+        low, high = self._objects.low, self._objects.high
+        for anchor in range(0, len(low), max(len(low) // _SEARCHED, 1)):
+            together = np.maximum(high, high[anchor]) - np.minimum(low, low[anchor])
+            nearest = np.argsort((together / shape).max(1), kind="stable")[: max(wanted, 1)]
+            middle = (low[nearest].min(0) + high[nearest].max(0)) // 2
+            yield np.clip(middle - np.array(shape) // 2, least, most)
+
+
+def _checked(sample: Sample) -> Sample:
+    if sample.labels is None:
+        raise DataError(
+            f"{sample.name} has no labels.", hint="Training and validation need labelled images."
+        )
+    if sample.labels.shape != sample.image.shape[1:]:
+        raise DataError(
+            f"{sample.name}: the labels are {sample.labels.shape} (z, y, x), but the image is "
+            f"{sample.image.shape[1:]}.",
+            hint="Each image needs labels of its own size.",
+        )
+    return sample
+
+
+def _kept(sample: Sample, room: int) -> tuple[Sample, int]:
+    """The sample with its arrays in memory where there is room for them, and the room left.
+
+    An image's statistics are measured either way, and a file that cannot be read is found.
+    """
+    assert sample.labels is not None
+    image = sample.image
+    raw = image.raw if isinstance(image, NormalisedImage) else image
+    size = _bytes(raw) + _bytes(sample.labels)
+    if size <= room:
+        loaded: LazyArray = _whole(raw)
+        if isinstance(image, NormalisedImage):
+            loaded = replace(image, raw=loaded)
+        sample, room = replace(sample, image=loaded, labels=_whole(sample.labels)), room - size
+    if isinstance(sample.image, NormalisedImage):
+        _ = sample.image.statistics
+    return sample, room
+
+
+def _bytes(array: LazyArray) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
+
+
+def _whole(array: LazyArray) -> NDArray[Any]:
+    return array[tuple(slice(0, length) for length in array.shape)]
+
+
+def _window(sample: Sample, corner: Sequence[int] | Corner, shape: ZYX) -> tuple[slice, ...]:
+    """What of the sample lies under the patch."""
+    return tuple(
+        slice(max(int(at), 0), min(int(at) + extent, length))
+        for at, extent, length in zip(corner, shape, sample.image.shape[1:], strict=True)
+    )
+
+
+def _covering(sample: Sample, shape: ZYX) -> Iterator[ZYX]:
+    axes = []
+    for length, extent in zip(sample.image.shape[1:], shape, strict=True):
+        count = math.ceil(length / extent)
+        room = length - extent
+        axes.append([room // 2] if room < 0 else _even(room, count))
+    for z, y, x in itertools.product(*axes):
+        yield (z, y, x)
+
+
+def _even(room: int, count: int) -> list[int]:
+    """``count`` whole numbers from 0 to ``room``, as evenly as they go."""
+    return [room * i // max(count - 1, 1) for i in range(count)]

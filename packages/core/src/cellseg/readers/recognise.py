@@ -1,0 +1,127 @@
+"""Which reader a path is for, from names and metadata files alone; no pixel is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cellseg.errors import DataError
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = TIFF_SUFFIXES + RASTER_SUFFIXES
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+
+
+def is_folder(path: Path) -> bool:
+    """A PNG or JPEG file, or a folder that holds images, itself or in ``images/``."""
+    if path.is_file():
+        return path.suffix.lower() in RASTER_SUFFIXES
+    return _plain(path) and (
+        _holds(path, IMAGE_SUFFIXES) or _holds(path / "images", IMAGE_SUFFIXES)
+    )
+
+
+def is_tiff(path: Path) -> bool:
+    """A TIFF file."""
+    return path.is_file() and path.suffix.lower() in TIFF_SUFFIXES
+
+
+def is_ome_zarr(path: Path) -> bool:
+    """An OME-Zarr image, or a folder of them."""
+    return any(_is_image(one) for one in _zarrs(path)[:1])
+
+
+def is_plate(path: Path) -> bool:
+    """An OME-Zarr plate."""
+    return is_zarr_node(path) and "plate" in ome_attributes(path)
+
+
+def is_zarr(path: Path) -> bool:
+    """A Zarr container that is neither an OME-Zarr image nor a plate, or a folder of them."""
+    return any(
+        not _is_image(one) and "plate" not in ome_attributes(one) for one in _zarrs(path)[:1]
+    )
+
+
+def is_hdf5(path: Path) -> bool:
+    """An HDF5 file, or a folder of them."""
+    if path.is_file():
+        return path.suffix.lower() in HDF5_SUFFIXES
+    return _plain(path) and _holds(path, HDF5_SUFFIXES)
+
+
+def is_zarr_node(path: Path) -> bool:
+    """A Zarr group or array on disk."""
+    return path.is_dir() and any((path / name).is_file() for name in _ZARR_FILES)
+
+
+def zarr_attributes(path: Path) -> Mapping[str, Any]:
+    """The attributes of a Zarr group or array, of format 2 or 3.
+
+    Raises:
+        DataError: its metadata is damaged.
+    """
+    node = read_json(path / "zarr.json")
+    if node is not None:
+        attributes = node.get("attributes", {})
+        if not isinstance(attributes, dict):
+            raise DataError(f"{path / 'zarr.json'}: its attributes are damaged.")
+        return attributes
+    return read_json(path / ".zattrs") or {}
+
+
+def ome_attributes(path: Path) -> Mapping[str, Any]:
+    """The OME metadata of a Zarr group: the attributes (0.4), or those under ``ome`` (0.5)."""
+    attributes = zarr_attributes(path)
+    inner = attributes.get("ome")
+    return inner if isinstance(inner, dict) else attributes
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where there is no such file.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
+    try:
+        value = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file}: is damaged: it should hold a JSON object.")
+    return value
+
+
+def zarrs_in(folder: Path) -> list[Path]:
+    """The Zarr containers directly in a folder, sorted."""
+    return sorted(
+        one for one in folder.iterdir() if not one.name.startswith(".") and is_zarr_node(one)
+    )
+
+
+def _zarrs(path: Path) -> list[Path]:
+    """``path`` if it is a container, else the containers in it."""
+    if is_zarr_node(path):
+        return [path]
+    return zarrs_in(path) if path.is_dir() else []
+
+
+def _is_image(path: Path) -> bool:
+    attributes = ome_attributes(path)
+    return "multiscales" in attributes or "bioformats2raw.layout" in attributes
+
+
+def _plain(path: Path) -> bool:
+    return path.is_dir() and not is_zarr_node(path)
+
+
+def _holds(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.is_dir() and any(
+        file.suffix.lower() in suffixes and not file.name.startswith(".") for file in path.iterdir()
+    )

@@ -1,0 +1,367 @@
+"""Segments images with a model: everything is resolved and checked before any work begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cellseg.bundle import Bundle
+from cellseg.data import Dataset, Tiling
+from cellseg.engine.items import Item, Recipe, make_items
+from cellseg.engine.run import Prediction, Share, remove_leftovers
+from cellseg.engine.state import WorkDir, check_startable, writable
+from cellseg.errors import DataError, InterruptedRunError, UsageError
+from cellseg.events import Emit, Note
+from cellseg.normalise import Normaliser
+from cellseg.options import parse
+from cellseg.outputs.formats import Format, Output, output_for, output_inside
+from cellseg.plugins import Plugins
+from cellseg.readers import reader_for
+from cellseg.specs import PredictJob, PredictorSpec
+from cellseg.workflows.predict_settings import PredictSettings
+from cellseg.workflows.predict_summary import PlannedImage, PredictSummary, memory_estimate
+
+WORK = ".cellseg"
+_FILES = (".tif", ".tiff", ".h5", ".hdf5", ".csv", ".parquet", ".geojson", ".png", ".zarr")
+_FREE = (
+    "output",
+    "overwrite",
+    "batch_size",
+    "device",
+    "workers",
+    "shard",
+    "resume",
+    "retries",
+    "dry_run",
+)
+"""Settings that may change when a prediction is resumed: they do not change its results."""
+
+
+def _never() -> bool:
+    return False
+
+
+def predict(
+    plugins: Plugins,
+    images: Path,
+    settings: PredictSettings,
+    *,
+    options: Mapping[str, object] | None = None,
+    reader_options: Mapping[str, object] | None = None,
+    emit: Emit,
+    interrupted: Callable[[], bool] = _never,
+) -> PredictSummary:
+    """Segment every image at a path and write the labels.
+
+    Args:
+        plugins: the installed plugins.
+        images: file, folder or container.
+        settings: model or backend, tiles, outputs.
+        options: the predictor's options; they go before those of the model.
+        reader_options: the reader's options.
+        emit: gets progress, notes and failures.
+        interrupted: asked after each tile; True means stop, keeping what is done.
+
+    Raises:
+        CellsegError: as the classes in ``cellseg.errors`` say; nothing is left behind by a
+            request that is invalid.
+        PartialError: some tiles failed; their images are not written, all others are.
+    """
+    began = time.monotonic()
+    share = _share(settings)
+    recipe, items, request = _resolve(
+        plugins, images, settings, dict(options or {}), dict(reader_options or {})
+    )
+    if settings.dry_run:
+        return _dry_run(items, recipe, settings)
+    work = WorkDir(recipe.work)
+    check_startable(
+        work,
+        resume=settings.resume,
+        overwrite=settings.overwrite,
+        shard=settings.shard is not None,
+    )
+    again = work.started and (settings.resume or settings.shard is not None)
+    if again:
+        work.join(request)
+        summary = work.summary()
+        if summary is not None:
+            emit(Note("All of it is done already."))
+            return _summary(items, summary["objects"], began)
+    else:
+        _refuse_to_overwrite(items, settings)
+    for item in items:
+        for note in _notes(item):
+            emit(Note(note))
+    prediction = Prediction(recipe, items, share, emit, interrupted)
+    prediction.load()
+    if settings.output is not None:
+        writable(settings.output)
+    if again or settings.shard is not None:
+        writable(work.path)
+        work.join(request)
+    else:
+        work.start(request)
+    try:
+        objects = prediction.run()
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "Stopped; all finished tiles are kept.", hint="Go on with --resume."
+        ) from None
+    complete = len(objects) == len(items)
+    if complete:
+        with work.lock("complete") as alone:
+            if alone and work.summary() is None:
+                if again or settings.shard is not None:
+                    remove_leftovers(items)
+                work.complete({"objects": {str(i): n for i, n in objects.items()}})
+    return _summary(items, objects, began)
+
+
+def _resolve(
+    plugins: Plugins,
+    images: Path,
+    settings: PredictSettings,
+    options: Mapping[str, object],
+    reader_options: Mapping[str, object],
+) -> tuple[Recipe, list[Item], dict[str, object]]:
+    model, bundle = Bundle.find(settings.model) if settings.model is not None else (None, None)
+    predictor = _predictor(plugins, settings, bundle)
+    given = {**(bundle.predict if bundle else {}), **options}
+    parsed = parse(predictor.options, given, predictor.name)
+    if not images.exists():
+        raise DataError(f"There is nothing at {images}.")
+    reader = reader_for(plugins, images, settings.reader)
+    reading = dict(reader_options)
+    if bundle and bundle.channel_selection and "channels" in reader.options.model_fields:
+        reading.setdefault("channels", bundle.channel_selection)
+    parsed_reading = parse(reader.options, reading, reader.name)
+    samples = reader.open(images, parsed_reading, False)
+    _check_channels(samples, images, bundle)
+    volumetric = "3d" in predictor.tasks and (bundle is None or bundle.volumetric)
+    tiling = _tiling(settings, bundle, predictor, volumetric)
+    items = make_items(samples, tiling, volumetric)
+    formats = _formats(settings, samples)
+    items = [replace(item, outputs=_outputs(item, formats, settings)) for item in items]
+    recipe = Recipe(
+        predictor=predictor,
+        job=PredictJob(options=parsed, device=settings.device, model=model),
+        reader=reader,
+        images=images,
+        reader_options=parsed_reading,
+        normaliser=bundle.normaliser if bundle else Normaliser(),
+        tiling=tiling,
+        volumetric=volumetric,
+        stitch_overlap=settings.stitch_overlap,
+        classes=bundle.classes if bundle else (),
+        work=_work(images, settings),
+    )
+    request: dict[str, object] = {"images": str(images.resolve())}
+    request |= settings.model_dump(mode="json", exclude=set(_FREE))
+    request |= {
+        "backend": predictor.name,
+        "model": str(model.resolve()) if model else None,
+        "weights": bundle.weights if bundle else None,
+        "reader": reader.name,
+        "format": list(formats),
+    }
+    request |= {f"option {k}": v for k, v in parsed.model_dump(mode="json").items()}
+    request |= {f"reader option {k}": v for k, v in parsed_reading.model_dump(mode="json").items()}
+    request["image names and shapes"] = [
+        [item.name, *item.plan.shape, len(item.frames)] for item in items
+    ]
+    return recipe, items, request
+
+
+def _predictor(
+    plugins: Plugins, settings: PredictSettings, bundle: Bundle | None
+) -> PredictorSpec[Any]:
+    if bundle is None:
+        if settings.backend is None:
+            raise UsageError(
+                "Which model? Neither --model nor --backend is given.",
+                hint="Give --model RUN after cellseg train, or --backend NAME for published "
+                "weights; cellseg backends lists them.",
+            )
+        return plugins.get(PredictorSpec, settings.backend)
+    if settings.backend not in (None, bundle.backend):
+        raise UsageError(
+            f"{settings.model} is a model of the backend {bundle.backend!r}, "
+            f"not of {settings.backend!r}.",
+            hint="Leave out --backend.",
+        )
+    return plugins.get(PredictorSpec, bundle.backend)
+
+
+def _check_channels(samples: Dataset, images: Path, bundle: Bundle | None) -> None:
+    if not len(samples):
+        raise DataError(f"There are no images in {images}.")
+    for sample in samples:
+        if min(sample.image.shape) < 1:
+            raise DataError(f"{sample.name}: the image is empty, its shape {sample.image.shape}.")
+        found = sample.image.shape[0]
+        if bundle is not None and found != bundle.channels:
+            names = f" ({', '.join(sample.channels)})" if sample.channels else ""
+            raise DataError(
+                f"{sample.name}: the image has {found} channel(s){names}, but the model was "
+                f"trained with {bundle.channels}.",
+                hint="Pick as many with --channels.",
+            )
+
+
+def _tiling(
+    settings: PredictSettings,
+    bundle: Bundle | None,
+    predictor: PredictorSpec[Any],
+    volumetric: bool,
+) -> Tiling:
+    if not volumetric and (settings.tile_depth is not None or settings.halo_depth is not None):
+        raise UsageError(
+            "--tile-depth and --halo-depth are for models that segment volumes; this one "
+            "segments plane by plane."
+        )
+    liked = bundle.tiling if bundle and bundle.tiling else predictor.tiling
+    size, halo, depth, halo_depth = (
+        settings.tile_size,
+        settings.halo,
+        settings.tile_depth,
+        settings.halo_depth,
+    )
+    return Tiling(
+        core=(
+            liked.core[0] if depth is None else depth,
+            liked.core[1] if size is None else size,
+            liked.core[2] if size is None else size,
+        ),
+        halo=(
+            liked.halo[0] if halo_depth is None else halo_depth,
+            liked.halo[1] if halo is None else halo,
+            liked.halo[2] if halo is None else halo,
+        ),
+    )
+
+
+def _formats(settings: PredictSettings, samples: Dataset) -> tuple[Format, ...]:
+    output = settings.output
+    if output is not None:
+        if output.suffix.lower() in _FILES and not output.is_dir():
+            raise UsageError(
+                f"--output {output}: give a folder, not a file; each image gets its files there.",
+                hint=f"--output {output.with_suffix('')} --format tiff",
+            )
+        return tuple(dict.fromkeys(settings.format)) or ("tiff", "csv")
+    from cellseg.ome.write import is_image
+
+    for sample in samples:
+        if sample.path is None or _container(sample.path, sample.name, is_image) is None:
+            raise UsageError(
+                "Where to? --output is missing.",
+                hint="Give --output FOLDER; only labels of OME-Zarr images can go into the "
+                "images themselves.",
+            )
+    others = [f for f in settings.format if f != "ome-zarr"]
+    if others:
+        raise UsageError(
+            f"--format {others[0]} needs --output: only OME-Zarr labels go into the images."
+        )
+    return ("ome-zarr",)
+
+
+def _outputs(
+    item: Item, formats: Sequence[Format], settings: PredictSettings
+) -> tuple[Output, ...]:
+    if settings.output is not None:
+        return tuple(
+            output_for(f, settings.output, item.name, settings.label_name) for f in formats
+        )
+    from cellseg.ome.write import is_image
+
+    path = item.frames[0].path
+    container = _container(path, item.name, is_image) if path is not None else None
+    if container is None:  # _formats has refused this already
+        raise UsageError(f"{item.name}: --output is missing.")
+    return (output_inside(container, settings.label_name),)
+
+
+def _container(path: Path, name: str, is_image: Callable[[Path], bool]) -> Path | None:
+    """The OME-Zarr image of a sample: its path, or in a plate a field below it."""
+    for candidate in (path, path / name):
+        if candidate.is_dir() and is_image(candidate):
+            return candidate
+    return None
+
+
+def _work(images: Path, settings: PredictSettings) -> Path:
+    if settings.output is not None:
+        return settings.output / WORK
+    images = images.resolve()
+    return images.parent / f".{images.name}.{settings.label_name}{WORK}"
+
+
+def _share(settings: PredictSettings) -> Share:
+    part, parts = (int(n) for n in (settings.shard or "1/1").split("/"))
+    if part > parts:
+        raise UsageError(f"--shard {settings.shard}: there are only {parts} shares.")
+    if settings.shard and settings.overwrite:
+        raise UsageError(
+            "--shard and --overwrite exclude each other: one share would remove what another did.",
+            hint="Remove the earlier results first, or write to another folder.",
+        )
+    return Share(
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        shard=(part, parts),
+        retries=settings.retries,
+        retry_failed=settings.resume or settings.shard is None,
+    )
+
+
+def _refuse_to_overwrite(items: Sequence[Item], settings: PredictSettings) -> None:
+    if settings.overwrite:
+        return
+    for item in items:
+        for output in item.outputs:
+            if output.path.exists():
+                raise UsageError(
+                    f"{output.path} exists already.",
+                    hint="Replace it with --overwrite, or write elsewhere with --output or "
+                    "--label-name.",
+                )
+
+
+def _notes(item: Item) -> list[str]:
+    uncut = [
+        axis
+        for axis, tiles, halo in zip("zyx", item.plan.grid, item.plan.halo, strict=True)
+        if tiles > 1 and not halo and not (axis == "z" and item.plan.core[0] == 1)
+    ]
+    if not uncut:
+        return []
+    return [f"{item.name}: without a halo along {', '.join(uncut)}, tiles cut objects there."]
+
+
+def _dry_run(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -> PredictSummary:
+    planned = tuple(PlannedImage.of(item) for item in items)
+    return PredictSummary(
+        images=len(items),
+        objects=0,
+        outputs=tuple(o.path for item in items for o in item.outputs),
+        planned=planned,
+        memory=memory_estimate(items, settings.batch_size, settings.workers),
+        dry_run=True,
+    )
+
+
+def _summary(items: Sequence[Item], objects: Mapping[Any, int], began: float) -> PredictSummary:
+    done = {int(i) for i in objects}
+    written = [item for item in items if item.index in done]
+    return PredictSummary(
+        images=len(written),
+        objects=sum(objects.values()),
+        outputs=tuple(o.path for item in written for o in item.outputs),
+        seconds=time.monotonic() - began,
+        complete=len(written) == len(items),
+    )

@@ -1,0 +1,138 @@
+"""What ``cellseg predict`` did, or in a dry run would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellseg.engine.items import Item
+
+_BASE = 300 << 20
+"""Python and its libraries, without the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedImage:
+    """An image as a dry run shows it."""
+
+    name: str
+    axes: str
+    shape: tuple[int, ...]
+    dtype: str
+    channels: tuple[str, ...]
+    tiles: int
+    tile_shape: tuple[int, ...]
+    """Of the largest tile with its halo, ``(c, z, y, x)``."""
+    outputs: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, item: Item) -> PlannedImage:
+        """Look at an image without reading its pixels."""
+        first = item.frames[0]
+        shape = tuple(first.image.shape)
+        return cls(
+            name=item.name,
+            axes="tczyx" if item.movie else "czyx",
+            shape=(len(item.frames), *shape) if item.movie else shape,
+            dtype=str(first.image.dtype),
+            channels=first.channels,
+            tiles=item.tiles,
+            tile_shape=(shape[0], *_largest(item)),
+            outputs=tuple(output.path for output in item.outputs),
+        )
+
+    def line(self) -> str:
+        """One line that says it all."""
+        shape = " x ".join(str(n) for n in self.shape)
+        tile = " x ".join(str(n) for n in self.tile_shape[1:])
+        channels = f" ({', '.join(self.channels)})" if self.channels else ""
+        targets = ", ".join(str(path) for path in self.outputs)
+        return (
+            f"{self.name}: {self.axes} {shape} {self.dtype}{channels}, "
+            f"{self.tiles} tile(s) of up to {tile} -> {targets}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictSummary:
+    """The result of a prediction."""
+
+    images: int
+    """Images (movies count once) that are written."""
+    objects: int
+    """Objects in all of them."""
+    outputs: tuple[Path, ...]
+    seconds: float = 0.0
+    complete: bool = True
+    """False where other shares of the tiles are still to be done."""
+    dry_run: bool = False
+    planned: tuple[PlannedImage, ...] = ()
+    """Only in a dry run."""
+    memory: int = 0
+    """Estimate in bytes, without the model; only in a dry run."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if self.dry_run:
+            lines = [image.line() for image in self.planned]
+            tiles = sum(image.tiles for image in self.planned)
+            lines.append(
+                f"{self.images} image(s), {tiles} tile(s), about {self.memory / 2**20:.0f} MiB of "
+                "memory besides the model. Nothing was written."
+            )
+            return lines
+        lines = [f"{self.objects} objects in {self.images} image(s), {self.seconds:.1f} s"]
+        if not self.complete:
+            lines.append("Other shares of the tiles are still to be done.")
+        return lines
+
+    def to_dict(self) -> dict[str, object]:
+        """For programs."""
+        values: dict[str, object] = {
+            "images": self.images,
+            "objects": self.objects,
+            "outputs": [str(path) for path in self.outputs],
+            "seconds": round(self.seconds, 3),
+            "complete": self.complete,
+            "dry_run": self.dry_run,
+        }
+        if self.dry_run:
+            values["memory_bytes"] = self.memory
+            values["planned"] = [
+                {
+                    "name": image.name,
+                    "axes": image.axes,
+                    "shape": list(image.shape),
+                    "dtype": image.dtype,
+                    "channels": list(image.channels),
+                    "tiles": image.tiles,
+                    "tile_shape": list(image.tile_shape),
+                    "outputs": [str(path) for path in image.outputs],
+                }
+                for image in self.planned
+            ]
+        return values
+
+
+def memory_estimate(items: Sequence[Item], batch_size: int, workers: int) -> int:
+    """Bytes that predicting takes at its peak, without the model and what it computes.
+
+    A tile is held as it is on disk, as float32, and as labels of the widest type; writing holds
+    a few tiles of labels.
+    """
+    most = 0
+    for item in items:
+        voxels = 1
+        for length in _largest(item):
+            voxels *= length
+        image = item.frames[0].image
+        tile = voxels * (image.shape[0] * (image.dtype.itemsize + 8) + 16)
+        most = max(most, tile * batch_size + voxels * 16 + (64 << 20))
+    return workers * (_BASE + most)
+
+
+def _largest(item: Item) -> tuple[int, int, int]:
+    plan = item.plan
+    z, y, x = (min(n, c + 2 * h) for n, c, h in zip(plan.shape, plan.core, plan.halo, strict=True))
+    return (z, y, x)
