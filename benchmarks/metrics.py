@@ -31,7 +31,7 @@ MEMORY_BOUND_MIB = 64
 
 
 def cells(size: int, count: int, seed: int) -> tuple[Labels, Labels]:
-    """``(prediction, truth)``: touching cells, and the same with borders and places a bit off."""
+    """``(prediction, truth)``: touching cells; some missed, some merged, all a bit off."""
     rng = np.random.default_rng(seed)
     side = int(np.ceil(np.sqrt(count)))
     pitch = size / side
@@ -39,7 +39,12 @@ def cells(size: int, count: int, seed: int) -> tuple[Labels, Labels]:
     seeds = np.clip(grid + rng.uniform(-0.3, 0.3, grid.shape) * pitch, 0, size - 1)
     shift = rng.normal(0, 0.06, grid.shape) * pitch
     found = np.clip(seeds + shift, 0, size - 1)
-    return _grown(found, size, 0.56 * pitch), _grown(seeds, size, 0.52 * pitch)
+    ids = np.arange(count + 1)
+    wrong = rng.permutation(count)[: count // 10] + 1
+    ids[wrong[::2]] = 0
+    ids[wrong[1::2]] -= 1
+    prediction = ids[_grown(found, size, 0.56 * pitch)].astype(np.int32)
+    return prediction, _grown(seeds, size, 0.52 * pitch)
 
 
 def _grown(seeds: NDArray[np.float64], size: int, radius: float) -> Labels:

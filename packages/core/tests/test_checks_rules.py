@@ -311,11 +311,13 @@ def test_a_set_without_objects() -> None:
 
 def test_objects_longer_than_the_halo() -> None:
     examined = [examine(cells(), LIMITS)]
-    short = Limits(halo=13, tile=64)
+    short = Limits(halo=13, tile_size=64)
     (finding,) = about_the_set(examined, short)
     assert finding.code == "larger-than-halo" and "--halo 16" in finding.hint
-    assert not list(about_the_set(examined, Limits(halo=14, tile=64)))
-    assert not list(about_the_set(examined, Limits(halo=13, tile=96))), "one tile has no border"
+    assert not list(about_the_set(examined, Limits(halo=14, tile_size=64)))
+    assert not list(about_the_set(examined, Limits(halo=13, tile_size=96))), (
+        "one tile has no border"
+    )
 
 
 def test_a_report_is_for_people_and_programs(tmp_path: Any) -> None:

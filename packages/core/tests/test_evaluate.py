@@ -324,3 +324,19 @@ def test_ome_zarr_and_plates() -> None:
     with pytest.raises(DataError) as error:
         run(plate, plate, truth_key="cells")
     assert "cells" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["tiff", "hdf5", "ome-zarr"])
+@pytest.mark.parametrize("name", ["a", "B/03/0"])
+def test_what_predict_writes_is_read_back(tmp_path: Path, kind: Any, name: str) -> None:
+    from cellseg.outputs.formats import output_for
+    from cellseg.outputs.result import Result
+    from cellseg.outputs.write import write as write_output
+
+    write((tmp_path / "truth" / name).parent, **{Path(name).name: squares(1, 2)})
+    labels = squares(2, 0)[None].astype(np.uint32)
+    result = Result(name=name, frames=[labels], objects=[])
+    write_output(result, output_for(kind, tmp_path / "out", name, "cellseg"))
+    scores = run(tmp_path / "out", tmp_path / "truth")
+    assert [image.name for image in scores.images] == [name]
+    assert scores.pooled["recall@0.50"] == 0.5

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import multiprocessing
+import operator
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -111,6 +113,9 @@ def test_several_volumes_and_each_one_without_a_partner(tmp_path: Path, kind: st
     with pytest.raises(DataError) as error:
         read(path, axes="ZYX")
     assert "/b: has neither" in str(error.value) and "/c: has neither" in str(error.value)
+    arrays = {"a/raw": VOLUME, "a/label": VOLUME, "d/label": VOLUME}
+    with pytest.raises(DataError, match="labels without 'raw' in: d"):
+        read(write(kind, tmp_path / "c", arrays), axes="ZYX")
     arrays = {"raw/a": VOLUME, "label/a": VOLUME, "raw/b": VOLUME, "label/c": VOLUME}
     with pytest.raises(DataError, match="without labels: b; labels without an image: c"):
         read(write(kind, tmp_path / "b", arrays), axes="ZYX")
@@ -198,3 +203,18 @@ def test_real_volumes() -> None:
     (nuclei,) = read(DATA / "plantseg_nuclei3d/1135_mini.h5")
     assert nuclei.spacing == pytest.approx((0.284, 0.127, 0.127), abs=1e-3)
     assert read(DATA / "plantseg_ovule3d/sample_ovule.h5")[0].image.shape == (1, 32, 128, 128)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_open_the_files_again(tmp_path: Path, start: str) -> None:
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system cannot {start}")
+    images = []
+    for kind in KINDS:
+        path = write(kind, tmp_path / "a", {"raw": VOLUME}, axes="zyx")
+        images += [sample.image for sample in read(path, labelled=False)]
+    assert all(np.array_equal(image[:][0], VOLUME) for image in images)
+    take = operator.itemgetter((slice(None),))
+    with multiprocessing.get_context(start).Pool(2) as pool:
+        blocks = pool.map(take, images * 10)
+    assert all(np.array_equal(block[0], VOLUME) for block in blocks)

@@ -132,7 +132,7 @@ def test_png_of_any_kind_and_alpha_is_dropped(tmp_path: Path, dtype: str, sample
 def test_jpeg_header_and_pixels(tmp_path: Path) -> None:
     pixels = np.full((16, 24, 3), 200, np.uint8)
     (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg_encode(pixels))
-    (tmp_path / "b.JPEG").write_bytes(imagecodecs.jpeg_encode(pixels[..., 0]))
+    (tmp_path / "b.JPEG").write_bytes(imagecodecs.jpeg_encode(pixels[..., 0].copy()))
     a, b = read(tmp_path, labelled=False)
     assert a.image.shape == (3, 1, 16, 24) and b.image.shape == (1, 1, 16, 24)
     assert abs(int(a.image[0:1, 0:1, 3:4, 5:6].item()) - 200) < 3

@@ -38,7 +38,7 @@ def multiscales(axes: str, scale: list[float], paths: list[str]) -> dict:
 def write(path: Path, pixels: np.ndarray, axes: str, zarr_format: int = 2, **more) -> zarr.Group:
     """An OME-Zarr image of one level, 0.4 (format 2) or 0.5 (format 3)."""
     group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
-    chunks = tuple(min(n, 16) for n in pixels.shape)
+    chunks = (1, *(min(n, 16) for n in pixels.shape[1:]))
     group.create_array("0", data=pixels, chunks=chunks)
     about = multiscales(axes, [0.5] * len(axes), ["0"]) | more
     group.attrs.update(about if zarr_format == 2 else {"ome": about})

@@ -17,6 +17,7 @@ from cellseg.metrics import overlaps, score, tally
 from cellseg.report import View, write_evaluation_report, write_run_report
 from cellseg.report.overlay import PREDICTION, TRUTH
 from cellseg.runs import Request, RunDir
+from cellseg.splits import Splits
 from cellseg.synthetic import make_image
 from cellseg.workflows.evaluate import Evaluation, ImageScores
 from cellseg.workflows.evaluate_settings import EvaluateSettings
@@ -117,7 +118,7 @@ def test_run_report(tmp_path) -> None:
         options={},
         normaliser={},
     )
-    run = RunDir.create(tmp_path / "run", request, {})
+    run = RunDir.create(tmp_path / "run", request, {}, Splits(train=("a",), val=("b",)))
     for step in range(1, 101):
         run.record(Progress(step, 100, {"loss": 1 / step}))
     run.record(Validated(100, {"f1": 0.5}, best=True))

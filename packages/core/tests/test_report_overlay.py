@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cellseg.errors import DataError
-from cellseg.report.overlay import PREDICTION, TRUTH, montage, overlay, plane_of, window_of
+from cellseg.report.comparison import comparison
+from cellseg.report.overlay import PREDICTION, TRUTH, overlay, plane_of, window_of
 
 
 def decoded(png: bytes) -> np.ndarray:
@@ -88,15 +89,21 @@ def test_shapes_must_agree() -> None:
         overlay(None, np.zeros((2, 8, 8), int))
 
 
-def test_montage_keeps_the_order() -> None:
-    pictures = [
-        bytes(cv2.imencode(".png", np.full((4, 5, 3), shade, np.uint8))[1])
-        for shade in (10, 20, 30)
-    ]
-    sheet = decoded(montage(pictures, columns=2, gap=2))
-    assert sheet.shape == (10, 12, 3)
-    assert (sheet[:4, :5] == 10).all() and (sheet[:4, 7:] == 20).all()
-    assert (sheet[6:, :5] == 30).all() and (sheet[6:, 7:] == 255).all()
+def test_comparison_gives_partners_one_colour_and_leaves_the_rest_white() -> None:
+    truth, prediction = square(10, 10), square(11, 10)
+    truth[0, 40:60, 70:90] = 9  # missed
+    prediction[0, 40:60, 10:30] = 3  # not there
+    image = np.zeros((2, 1, 64, 96), np.uint8)
+    sheet = decoded(comparison([(image, truth, prediction)] * 2, side=96))
+    assert sheet.shape == (30 + 64 + 8 + 64, 3 * 96 + 2 * 8, 3)
+    for top in (30, 30 + 64 + 8):
+        plain, true, found = (sheet[top : top + 64, 104 * i : 104 * i + 96] for i in range(3))
+        assert not plain.any()
+        partners = true[20, 20], found[20, 20]
+        assert (partners[0] == partners[1]).all() and np.ptp(partners[0]) > 40
+        for alone in (true[50, 80], found[50, 20]):
+            assert alone.min() > 100 and np.ptp(alone) == 0
+        assert not found[50, 80].any() and not true[50, 20].any()
 
 
 def test_plane_and_window() -> None:

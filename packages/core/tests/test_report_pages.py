@@ -70,7 +70,7 @@ def new_run(folder: Path, events: list[Event], data: str = "/data/cells") -> Run
         options={"learning_rate": 0.0003, "flip": True},
         normaliser={"normalise": "percentile"},
     )
-    run = RunDir.create(folder, request, {"epochs": 3})
+    run = RunDir.create(folder, request, {"epochs": 3}, Splits(train=("a",), val=("b",)))
     for event in events:
         run.record(event)
     return run
@@ -202,8 +202,9 @@ def test_finished_run(tmp_path) -> None:
     assert "4.5.6" in text and "1.2.3" in text
     assert "2 to train, 1 to validate" in text
     assert "All good." in text
-    assert text.count("<img") == 11  # the newest twelve, without the one that is no picture
-    assert text.index("Preview epoch-9") < text.index("Preview epoch-10")
+    assert text.count("<img") == 7  # the newest eight, without the one that is no picture
+    assert text.index("Preview epoch-14") < text.index("Preview epoch-9")
+    assert "9 more are in the folder" in text
     assert loads_nothing(text)
     assert text.count("<svg viewBox") >= 3
 

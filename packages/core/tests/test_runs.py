@@ -14,6 +14,9 @@ from cellseg.events import Checkpointed, Note, Progress, Resumed, Validated
 from cellseg.files import replacing, storage_errors, write_atomic
 from cellseg.runs import Request, RunDir
 from cellseg.specs import BaseWeights
+from cellseg.splits import Splits
+
+SPLITS = Splits(train=("a",), val=("b",))
 
 
 def request(**changes: Any) -> Request:
@@ -30,22 +33,22 @@ def request(**changes: Any) -> Request:
 
 
 def test_a_run_remembers_its_request(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "run", request(), {"sigma": 1.0})
+    run = RunDir.create(tmp_path / "run", request(), {"sigma": 1.0}, SPLITS)
     assert RunDir(tmp_path / "run").request() == request()
     assert run.config.read_text() == "sigma: 1.0\n"
 
 
 def test_a_second_run_in_the_same_place_is_refused(tmp_path: Path) -> None:
-    RunDir.create(tmp_path / "run", request(), {})
+    RunDir.create(tmp_path / "run", request(), {}, SPLITS)
     with pytest.raises(DataError, match="already holds a run") as error:
-        RunDir.create(tmp_path / "run", request(), {})
+        RunDir.create(tmp_path / "run", request(), {}, SPLITS)
     assert "cellseg resume" in str(error.value.hint)
 
 
 def test_a_directory_with_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").touch()
     with pytest.raises(DataError, match="not empty"):
-        RunDir.create(tmp_path, request(), {})
+        RunDir.create(tmp_path, request(), {}, SPLITS)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.doc"]
 
 
@@ -113,7 +116,7 @@ def test_a_bundle_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_found_in_its_run(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "run", request(), {})
+    run = RunDir.create(tmp_path / "run", request(), {}, SPLITS)
     with pytest.raises(DataError, match="has not finished"):
         Bundle.find(run.path)
     Bundle(backend="otsu").save(run.model)

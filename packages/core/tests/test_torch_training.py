@@ -312,7 +312,14 @@ def test_shares_cover_the_stream_once() -> None:
     assert drawn == list(range(10, 34))
 
 
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes find the classes of this module by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[__name__.count(".")]))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("importable")
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     """Each sample is seen once, only one process reports, and all weights stay equal."""
     seen = tmp_path / "seen.txt"
@@ -334,6 +341,7 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("importable")
 def test_an_error_in_another_process_is_told(tmp_path: Path) -> None:
     # Samples 4 to 7 go to rank 1 alone.
     loaders = replace(LOADERS, train=Raises(at=5))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json as jsonlib
 import logging
+import math
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import typer
@@ -47,7 +49,7 @@ class Console:
     def result(self, data: object, lines: Iterable[str]) -> None:
         """Print what came out: ``data`` with ``--json``, else ``lines``."""
         if self.json:
-            typer.echo(jsonlib.dumps(data, indent=2, default=str, allow_nan=False))
+            typer.echo(jsonlib.dumps(_plain(data), indent=2, allow_nan=False))
             return
         for line in lines:
             typer.echo(line)
@@ -172,6 +174,17 @@ def columns(rows: Sequence[Sequence[object]], numbers_from: int | None = None) -
         )
         lines.append("  ".join(padded).rstrip())
     return lines
+
+
+def _plain(value: object) -> object:
+    """``value`` as JSON has it: no NaN, no infinity, no paths."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def _bar() -> Bar:

@@ -1,0 +1,1 @@
+"""The vista backends of cellseg: cells told apart by learned embeddings."""

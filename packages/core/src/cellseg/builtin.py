@@ -86,9 +86,9 @@ def _open_folder(path: Path, options: FolderOptions, labelled: bool) -> Dataset:
 
 
 def _open_tiff(path: Path, options: TiffOptions, labelled: bool) -> Dataset:
-    from cellseg.readers.tiff import open_tiff
+    from cellseg.readers.folder import open_file
 
-    return open_tiff(path, options, labelled)
+    return open_file(path, options, labelled)
 
 
 def _open_ome_zarr(path: Path, options: OmeZarrOptions, labelled: bool) -> Dataset:

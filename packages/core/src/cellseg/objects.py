@@ -19,7 +19,7 @@ _LARGEST = int(np.iinfo(np.uint32).max)
 
 @dataclass(frozen=True, slots=True)
 class ObjectIndex:
-    """Ids, sizes and bounding boxes of the objects of one label image, ordered by id."""
+    """Ids, sizes and bounding boxes of the objects of one label image, from top to bottom."""
 
     ids: NDArray[np.uint32]
     """``(n,)``."""
@@ -29,6 +29,8 @@ class ObjectIndex:
     """``(n, 3)``: the first voxel of the bounding box, ``(z, y, x)``."""
     high: NDArray[np.int64]
     """``(n, 3)``: one past its last voxel."""
+    tallest: int
+    """Largest extent along y."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,26 +51,42 @@ class ObjectIndex:
         ids, sizes, low, high = (np.concatenate(parts) for parts in zip(*found, strict=True))
         unique, inverse = np.unique(ids, return_inverse=True)
         if len(unique) == len(ids):
-            order = np.argsort(ids)
-            return cls(ids[order], sizes[order], low[order], high[order])
+            return cls._sorted(ids, sizes, low, high)
         total = np.zeros(len(unique), np.int64)
         first = np.full((len(unique), 3), np.iinfo(np.int64).max)
         last = np.zeros((len(unique), 3), np.int64)
         np.add.at(total, inverse, sizes)
         np.minimum.at(first, inverse, low)
         np.maximum.at(last, inverse, high)
-        return cls(unique, total, first, last)
+        return cls._sorted(unique, total, first, last)
+
+    @classmethod
+    def _sorted(
+        cls,
+        ids: NDArray[np.uint32],
+        sizes: NDArray[np.int64],
+        low: NDArray[np.int64],
+        high: NDArray[np.int64],
+    ) -> ObjectIndex:
+        order = np.lexsort((ids, low[:, 1]))
+        low, high = np.asfortranarray(low[order]), np.asfortranarray(high[order])
+        tallest = int((high - low)[:, 1].max(initial=0))
+        return cls(ids[order], sizes[order], low, high, tallest)
 
     def chosen(self, which: NDArray[np.bool_]) -> ObjectIndex:
         """Some of the objects."""
-        return ObjectIndex(self.ids[which], self.sizes[which], self.low[which], self.high[which])
+        return ObjectIndex._sorted(
+            self.ids[which], self.sizes[which], self.low[which], self.high[which]
+        )
 
     def seen(self, corner: NDArray[np.int64], shape: ZYX) -> tuple[int, NDArray[np.intp]]:
         """How many objects lie in a window as a whole, and which others may reach into it."""
         end = corner + shape
-        reach = np.flatnonzero(((self.low < end) & (self.high > corner)).all(1))
-        whole = ((self.low[reach] >= corner) & (self.high[reach] <= end)).all(1)
-        return int(whole.sum()), reach[~whole]
+        first, last = np.searchsorted(self.low[:, 1], (corner[1] - self.tallest, end[1]))
+        low, high = self.low[first:last], self.high[first:last]
+        reach = np.flatnonzero(((low < end) & (high > corner)).all(1))
+        whole = ((low[reach] >= corner) & (high[reach] <= end)).all(1)
+        return int(whole.sum()), reach[~whole] + first
 
     def visible(self, number: int, block: NDArray[Any], corner: NDArray[np.int64]) -> int:
         """Voxels of one object in a block of the labels that begins at ``corner``."""

@@ -176,23 +176,23 @@ def cut(
     """
     window = _window(sample, corner, shape)
     image = sample.image[(slice(0, sample.image.shape[0]), *window)]
-    image = image.astype(np.float32, copy=False)
+    image = image.astype(np.float32, copy=not isinstance(sample.image, NormalisedImage))
     if labels is None:
         assert sample.labels is not None
         labels = sample.labels[window]
-    labels = labels.astype(np.uint32, copy=False)
+    ids: NDArray[np.uint32] = labels.astype(np.uint32)
     at = (int(corner[0]), int(corner[1]), int(corner[2]))
-    if labels.shape != shape:
+    if ids.shape != shape:
         inner = tuple(
             slice(part.start - a, part.stop - a) for part, a in zip(window, at, strict=True)
         )
         padded = np.empty((len(image), *shape), np.float32)
-        padded[:] = background(image, labels)[:, None, None, None]
+        padded[:] = background(image, ids)[:, None, None, None]
         padded[(slice(None), *inner)] = image
         framed = np.zeros(shape, np.uint32)
-        framed[inner] = labels
-        image, labels = padded, framed
-    return Patch(image, labels, sample.name, at)
+        framed[inner] = ids
+        image, ids = padded, framed
+    return Patch(image, ids, sample.name, at)
 
 
 def background(image: NDArray[np.float32], labels: Labels) -> NDArray[np.float32]:
@@ -328,8 +328,8 @@ def _covering(sample: Sample, shape: ZYX) -> Iterator[ZYX]:
         count = math.ceil(length / extent)
         room = length - extent
         axes.append([room // 2] if room < 0 else _even(room, count))
-    for z, y, x in itertools.product(*axes):
-        yield (z, y, x)
+    z, y, x = axes
+    yield from itertools.product(z, y, x)
 
 
 def _even(room: int, count: int) -> list[int]:

@@ -14,6 +14,7 @@ run/
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from cellseg import events as event_types
 from cellseg.errors import DataError
 from cellseg.events import Event, Resumed
 from cellseg.files import storage_errors, write_atomic
+from cellseg.splits import Splits
 
 FILE = "run.json"
 
@@ -101,8 +103,8 @@ class RunDir:
             raise DataError(f"{path} exists and is not empty.", hint="Choose another --output.")
 
     @classmethod
-    def create(cls, path: Path, request: Request, config: dict[str, Any]) -> RunDir:
-        """Start a new run; ``run.json`` comes last, so that a run is whole or not there.
+    def create(cls, path: Path, request: Request, config: dict[str, Any], splits: Splits) -> RunDir:
+        """Start a new run; a failure leaves nothing, and ``run.json`` comes last.
 
         Raises:
             DataError: the directory holds something already.
@@ -111,12 +113,19 @@ class RunDir:
         import yaml
 
         cls.check_free(path)
-        run = cls(path)
-        with storage_errors(path):
-            for directory in (run.checkpoint, run.model, run.previews):
-                directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        write_atomic(path / FILE, request.model_dump_json(indent=2) + "\n")
+        run, existed = cls(path), path.exists()
+        try:
+            with storage_errors(path):
+                for directory in (run.checkpoint, run.model, run.previews):
+                    directory.mkdir(parents=True, exist_ok=True)
+            write_atomic(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            write_atomic(run.splits, splits.model_dump_json(indent=2) + "\n")
+            write_atomic(path / FILE, request.model_dump_json(indent=2) + "\n")
+        except BaseException:
+            made = list(path.iterdir()) if existed else [path]
+            for left in made:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            raise
         return run
 
     def request(self) -> Request:

@@ -31,6 +31,7 @@ def backends(arguments: Arguments) -> typer.Typer:
         name: Annotated[
             str,
             typer.Argument(
+                metavar="NAME",
                 help="Name of a backend.",
                 show_default=False,
                 autocompletion=lambda: Plugins().names(),

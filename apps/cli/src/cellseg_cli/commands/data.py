@@ -22,7 +22,9 @@ def check_data(arguments: Arguments) -> Command:
     def run(
         console: Console,
         given: Given,
-        data: Annotated[Path, typer.Argument(help="Images with labels.", show_default=False)],
+        data: Annotated[
+            Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
+        ],
         config: ConfigFile = None,
     ) -> None:
         """Check images and labels before training on them.

@@ -27,7 +27,9 @@ def export(arguments: Arguments) -> Command:
     def run(
         console: Console,
         given: Given,
-        model: Annotated[Path, typer.Argument(help="Run or model.", show_default=False)],
+        model: Annotated[
+            Path, typer.Argument(metavar="MODEL", help="Run or model.", show_default=False)
+        ],
         output: Annotated[
             Path, typer.Option("--output", "-o", help="What to write.", show_default=False)
         ],

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from cellseg.bundle import Bundle
 from cellseg.specs import PredictorSpec
 from cellseg.workflows.predict_settings import PredictSettings
 from cellseg_cli.arguments import Arguments
@@ -28,8 +27,9 @@ def predict(arguments: Arguments) -> Command:
     def run(
         console: Console,
         given: Given,
-        images: Annotated[
-            Path, typer.Argument(help="File, folder or container.", show_default=False)
+        where: Annotated[  # a reader has an option called images
+            Path,
+            typer.Argument(metavar="IMAGES", help="File, folder or container."),
         ],
         config: ConfigFile = None,
     ) -> None:
@@ -43,7 +43,7 @@ def predict(arguments: Arguments) -> Command:
         with stoppable() as interrupted, console.following("Segmenting", "tile") as emit:
             summary = predict(
                 line.plugins,
-                images,
+                where,
                 settings,
                 options=given.values(own.model) if own else {},
                 reader_options=given.values(reader.model),
@@ -63,6 +63,8 @@ def _options_of_backend(line: Line) -> Group | None:
     model, name = line.chosen("model"), line.chosen("backend")
     calibrated: dict[str, object] = {}
     if model is not None:
+        from cellseg.bundle import Bundle
+
         _, bundle = Bundle.find(Path(model))
         name, calibrated = name or bundle.backend, bundle.predict
     if name is None:

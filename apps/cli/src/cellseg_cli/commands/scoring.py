@@ -1,21 +1,16 @@
 """``cellseg evaluate`` and ``cellseg report``."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cellseg.errors import DataError, UsageError
+from cellseg.errors import UsageError
 from cellseg.plugins import Plugins
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group
 from cellseg_cli.lookup import ConfigFile, Line
-
-if TYPE_CHECKING:
-    from cellseg.report.evaluation import View
-    from cellseg.workflows.evaluate_pairs import LabelPair
 
 
 def evaluate(arguments: Arguments) -> Command:
@@ -28,10 +23,18 @@ def evaluate(arguments: Arguments) -> Command:
         console: Console,
         given: Given,
         prediction: Annotated[
-            Path, typer.Argument(help="Predicted labels: a file or a folder.", show_default=False)
+            Path,
+            typer.Argument(
+                metavar="PREDICTION",
+                help="Predicted labels: a file or a folder.",
+                show_default=False,
+            ),
         ],
         truth: Annotated[
-            Path, typer.Argument(help="True labels of the same names.", show_default=False)
+            Path,
+            typer.Argument(
+                metavar="TRUTH", help="True labels of the same names.", show_default=False
+            ),
         ],
         csv: Annotated[
             Path | None, typer.Option(help="Also write all scores to this file.")
@@ -45,9 +48,8 @@ def evaluate(arguments: Arguments) -> Command:
         config: ConfigFile = None,
     ) -> None:
         """Score predicted labels against the truth."""
-        from cellseg.report import write_evaluation_report
+        from cellseg.report import views_of, write_evaluation_report
         from cellseg.workflows.evaluate import evaluate
-        from cellseg.workflows.evaluate_pairs import label_pairs
 
         if images is not None and report is None:
             raise UsageError("--images is for the report.", hint="Add --report scores.html")
@@ -59,12 +61,7 @@ def evaluate(arguments: Arguments) -> Command:
             scores.write_csv(csv)
             written["csv"] = str(csv)
         if report is not None:
-            pairs = {p.name: p for p in label_pairs(plugins, prediction, truth, settings)}
-            write_evaluation_report(
-                scores,
-                report,
-                images=_views(plugins, pairs, images),
-            )
+            write_evaluation_report(scores, report, images=views_of(plugins, scores, images))
             written["report"] = str(report)
         lines += [f"Written: {path}" for path in written.values()]
         console.result({**scores.to_dict(), **written}, lines)
@@ -77,7 +74,9 @@ def report(arguments: Arguments) -> Command:
 
     def run(
         console: Console,
-        run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
+        run: Annotated[
+            Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)
+        ],
     ) -> None:
         """Write the report page of a run again."""
         from cellseg.report import write_run_report
@@ -87,29 +86,3 @@ def report(arguments: Arguments) -> Command:
         console.result({"report": str(page)}, [f"Written: {page}"])
 
     return Command(run)
-
-
-def _views(
-    plugins: Plugins, pairs: Mapping[str, "LabelPair"], images: Path | None
-) -> Callable[[str], "View"]:
-    """What the report draws of an image: its labels, on the image where there is one."""
-    from cellseg.readers import open_dataset
-    from cellseg.report.evaluation import View
-
-    found = {}
-    if images is not None:
-        found = {s.name: s for s in open_dataset(plugins, images, "auto", {}, labelled=False)}
-
-    def view(name: str) -> View:
-        if images is not None and name not in found:
-            raise DataError(
-                f"--images {images}: there is no image called {name}.",
-                hint=f"There are: {', '.join(list(found)[:5])}.",
-            )
-        return View(
-            prediction=pairs[name].prediction.labels,
-            truth=pairs[name].truth.labels,
-            image=found[name].image if images is not None else None,
-        )
-
-    return view

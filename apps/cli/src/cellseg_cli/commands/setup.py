@@ -76,7 +76,9 @@ def new_backend(arguments: Arguments) -> Command:
         console: Console,
         name: Annotated[
             str,
-            typer.Argument(help="What users will type after --backend.", show_default=False),
+            typer.Argument(
+                metavar="NAME", help="What users will type after --backend.", show_default=False
+            ),
         ],
         output: Annotated[
             Path | None,

@@ -1,17 +1,19 @@
 """``cellseg train`` and ``cellseg resume``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cellseg.runs import RunDir
 from cellseg.workflows.train_settings import TrainSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group
 from cellseg_cli.lookup import ConfigFile, Line, TrainerName
 from cellseg_cli.signals import stoppable
+
+if TYPE_CHECKING:
+    from cellseg.runs import RunDir
 
 
 def train(arguments: Arguments) -> Command:
@@ -27,7 +29,9 @@ def train(arguments: Arguments) -> Command:
     def run(
         console: Console,
         given: Given,
-        data: Annotated[Path, typer.Argument(help="Images with labels.", show_default=False)],
+        data: Annotated[
+            Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
+        ],
         output: Annotated[
             Path, typer.Option("--output", "-o", help="Run directory to make.", show_default=False)
         ],
@@ -63,7 +67,9 @@ def resume(arguments: Arguments) -> Command:
 
     def run(
         console: Console,
-        run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
+        run: Annotated[
+            Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)
+        ],
         epochs: Annotated[
             int | None,
             typer.Option(min=1, help="A new total of epochs, those done included."),
@@ -88,7 +94,7 @@ def resume(arguments: Arguments) -> Command:
     return Command(run)
 
 
-def _show(console: Console, run: RunDir) -> None:
+def _show(console: Console, run: "RunDir") -> None:
     from cellseg.events import Progress, Validated
 
     events = run.events()

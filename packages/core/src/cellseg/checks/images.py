@@ -97,7 +97,7 @@ class _Tally:
         self.count = self.at_high = self.not_finite = 0
         # Count, sum, sum of squares: around the objects (0) and inside them (1).
         self.sums = np.zeros((2, 3))
-        self.origin: float | None = None
+        self.origin = np.nan
 
     def add(
         self,
@@ -117,7 +117,7 @@ class _Tally:
         if high == self.high:
             self.at_high += int(np.count_nonzero(values == values.max()))
         self.low = min(self.low, low)
-        if self.origin is None:
+        if np.isnan(self.origin):
             self.origin = low  # keeps the squares small, and the variance exact
         for where, mask in enumerate((near, objects)):
             if mask is not None:

@@ -16,7 +16,7 @@ class Limits(Options):
         "Limits": (
             "patch_size",
             "patch_depth",
-            "tile",
+            "tile_size",
             "halo",
             "min_instance_size",
             "max_saturated",
@@ -27,7 +27,7 @@ class Limits(Options):
     """Width and height of a training patch in pixels; larger objects are never seen whole."""
     patch_depth: int = Field(default=1, ge=1)
     """Slices of a training patch; 1 for training on flat images or single slices."""
-    tile: int = Field(default=1024, ge=1)
+    tile_size: int = Field(default=1024, ge=1)
     """Width and height of a prediction tile in pixels, without its halo."""
     halo: int = Field(default=64, ge=0)
     """Halo of a prediction tile in pixels; longer objects may be cut where tiles meet."""

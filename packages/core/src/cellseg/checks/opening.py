@@ -13,9 +13,8 @@ from cellseg.errors import DataError
 from cellseg.options import parse
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset, reader_for
-from cellseg.readers.folder import image_file, label_image, stem
+from cellseg.readers.folder import image_file, label_image, match
 from cellseg.readers.options import FolderOptions
-from cellseg.readers.recognise import IMAGE_SUFFIXES
 from cellseg.readers.view import samples_of
 
 
@@ -64,44 +63,33 @@ def _refused(path: Path, finding: Finding) -> FileVerdict:
 
 def _pairs(path: Path, options: FolderOptions) -> Opened:
     """The pairs of a folder that can be opened; files without a partner are refused."""
-    images = _folder(path, options.images, "images")
-    labels = _folder(path, options.labels, "labels")
-    if options.labels is None and options.label_suffix is not None and not labels.is_dir():
-        labels = images
-    if not labels.is_dir() or (labels == images and options.label_suffix is None):
+    try:
+        found = match(path, options)
+    except DataError:  # what is wrong is with the folder, and said by the caller
         return Opened([], [])
-    truths = _named(labels, options.label_suffix)
-    taken = set(truths.values())
-    pictures = {
-        name: file
-        for name, file in _named(images, options.image_suffix).items()
-        if file not in taken
-    }
-
     opened = Opened([], [])
-    for name in sorted(pictures.keys() & truths.keys()):
-        image, truth = pictures[name], truths[name]
+    for pair in found.pairs:
+        assert pair.labels is not None
         try:
-            labels_of_it = label_image(truth)
-            opened.samples.extend(samples_of(name, image_file(image), labels_of_it, options, image))
-        except DataError as error:
-            finding = replace(unreadable(error), code=_kind(image, truth, options))
-            opened.refused.append(FileVerdict(name, image, findings=(finding,)))
-    for name in sorted(pictures.keys() ^ truths.keys()):
-        alone = pictures.get(name) or truths[name]
-        other, folder = ("labels", labels) if name in pictures else ("image", images)
-        opened.refused.append(
-            _refused(
-                alone,
-                Finding(
-                    "unmatched",
-                    "error",
-                    f"{alone} has no {other} called {name!r} in {folder}.",
-                    "Add it, or remove this file. A pair has one name; --image-suffix and "
-                    "--label-suffix are cut off first.",
-                ),
+            labels = label_image(pair.labels)
+            opened.samples.extend(
+                samples_of(pair.name, image_file(pair.image), labels, options, pair.image)
             )
+        except DataError as error:
+            finding = replace(unreadable(error), code=_kind(pair.image, pair.labels, options))
+            opened.refused.append(FileVerdict(pair.name, pair.image, findings=(finding,)))
+    for alone, other in [
+        *((file, "labels") for file in found.lonely),
+        *((file, "image") for file in found.orphans),
+    ]:
+        finding = Finding(
+            "unmatched",
+            "error",
+            f"{alone} has no {other} of that name.",
+            "Add it, or remove this file. A pair has one name; --image-suffix and "
+            "--label-suffix are cut off first.",
         )
+        opened.refused.append(_refused(alone, finding))
     return opened
 
 
@@ -118,21 +106,3 @@ def _kind(image: Path, truth: Path, options: FolderOptions) -> str:
         return "labels-not-integers"
     same = len(labels) == len(pictures) and labels[0].image.shape[1:] == pictures[0].image.shape[1:]
     return "unreadable" if same else "shape"
-
-
-def _folder(path: Path, given: str | None, usual: str) -> Path:
-    if given is not None:
-        inside = path / given
-        return inside if inside.exists() else Path(given).expanduser()
-    return path / usual if usual == "labels" or (path / usual).is_dir() else path
-
-
-def _named(folder: Path, suffix: str | None) -> dict[str, Path]:
-    """Image files by the name they are matched by."""
-    return {
-        stem(file).removesuffix(suffix or ""): file
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and not file.name.startswith(".")
-        and stem(file).endswith(suffix or "")
-    }

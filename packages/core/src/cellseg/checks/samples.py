@@ -128,6 +128,11 @@ def _labels(found: LabelFigures, labels: LazyArray, limits: Limits) -> Iterator[
     if kind is not None:
         yield kind
         return
+    highest = int(found.ids[-1])
+    if found.ids[0] > 0 and highest > len(found.ids):
+        yield Finding(
+            "ids-gaps", "note", f"{len(found.ids)} ids, up to {highest}: some numbers are not used."
+        )
     yield from _cut(found)
     yield from _sizes(found, limits)
 
@@ -148,11 +153,6 @@ def _values(found: LabelFigures, dtype: np.dtype[np.generic]) -> Iterator[Findin
             "error",
             f"Ids go beyond {UINT32}.",
             "Renumber the objects 1, 2, 3, …: skimage.segmentation.relabel_sequential.",
-        )
-    missing = highest - len(found.ids)
-    if lowest > 0 and missing > 0:
-        yield Finding(
-            "ids-gaps", "note", f"{len(found.ids)} ids, up to {highest}: some numbers are not used."
         )
 
 

@@ -166,7 +166,7 @@ def _halo(examined: Sequence[Examined], limits: Limits) -> Iterator[Finding]:
         for one in examined
         if one.labels is not None
         and len(one.labels.ids)
-        and max(one.sample.image.shape[2:]) > limits.tile
+        and max(one.sample.image.shape[2:]) > limits.tile_size
     ]
     lengths = np.concatenate(extents) if extents else np.zeros(0, np.int64)
     long = int(np.count_nonzero(lengths > limits.halo))

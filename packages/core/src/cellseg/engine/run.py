@@ -210,8 +210,8 @@ def remove_leftovers(items: Sequence[Item]) -> None:
         for output in item.outputs:
             wanted.setdefault(output.path.parent, set()).add(output.path.name)
     for folder, names in wanted.items():
-        for found in folder.glob(".*.part") if folder.is_dir() else ():
-            name, _, pid = found.name[1 : -len(".part")].rpartition(".")
+        for found in folder.glob(".part-*") if folder.is_dir() else ():
+            pid, _, name = found.name.removeprefix(".part-").partition("-")
             if name in names and pid.isdigit():
                 _remove(found)
 

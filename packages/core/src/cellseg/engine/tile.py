@@ -88,6 +88,8 @@ def _owned(labels: NDArray[Any], core: NDArray[Any]) -> tuple[NDArray[np.int64],
     dtype = np.uint16 if len(sparse) < 1 << 16 else np.uint32
 
     def renumber(block: NDArray[Any]) -> NDArray[Any]:
+        if not len(sparse):
+            return np.zeros(block.shape, dtype)
         place = np.searchsorted(sparse, block)
         known = np.take(sparse, place, mode="clip") == block
         return np.where(known, place + 1, 0).astype(dtype)

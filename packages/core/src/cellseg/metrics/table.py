@@ -140,7 +140,7 @@ def overlaps(prediction: LazyArray, truth: LazyArray) -> OverlapTable:
             piece = slice(start, start + _PIECE_VOXELS)
             pending.append(_count(t[piece], p[piece]))
             waiting += pending[-1][0].size
-        # Waiting until as much again has come in keeps the cost of all merges below that of reading.
+        # Merging only when as much again has come in keeps all merges cheaper than the reading.
         if waiting > max(_PENDING_TRIPLES, 2 * pending[0][0].size):
             pending = [_merged(pending)]
             waiting = pending[0][0].size

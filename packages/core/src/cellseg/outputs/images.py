@@ -1,4 +1,4 @@
-"""Label images as TIFF and HDF5 files, written block by block."""
+"""Label images as TIFF files, written block by block."""
 
 from __future__ import annotations
 
@@ -67,35 +67,6 @@ def _pages(
             missing = [(0, t - n) for t, n in zip(tile, plane.shape, strict=True)]
             plane = np.pad(plane, missing)
         yield np.ascontiguousarray(plane)
-
-
-def write_hdf5(result: Result, path: Path) -> None:
-    """Write an HDF5 file with the data set ``labels``: uint32, gzip, in chunks.
-
-    Its attributes are ``axes`` (such as ``zyx``) and ``spacing_um`` of the spatial axes.
-    """
-    import h5py
-
-    sizes = {"t": len(result.frames)} | dict(zip("zyx", result.shape, strict=True))
-    shape = tuple(sizes[axis] for axis in result.axes)
-    box = tuple(min(b, n, 1024) for b, n in zip(result.block, result.shape, strict=True))
-    chunk = dict(zip("zyx", box, strict=True)) | {"t": 1}
-    with output_file(path) as temporary, h5py.File(temporary, "w") as file:
-        data = file.create_dataset(
-            "labels",
-            shape,
-            np.uint32,
-            chunks=tuple(chunk[axis] for axis in result.axes),
-            compression="gzip",
-            compression_opts=1,
-            shuffle=True,
-        )
-        data.attrs["axes"] = result.axes
-        spatial = [s for a, s in zip("zyx", result.spacing, strict=True) if a in result.axes]
-        data.attrs["spacing_um"] = spatial
-        for frame, where, ids in result.blocks((box[0], box[1], box[2])):
-            key, block = place(result.axes, frame, where.slices, ids)
-            data[key] = block
 
 
 def place(

@@ -17,7 +17,7 @@ def write(result: Result, output: Output) -> None:
 
         write_tiff(result, output.path)
     elif output.format == "hdf5":
-        from cellseg.outputs.images import write_hdf5
+        from cellseg.outputs.hdf5 import write_hdf5
 
         write_hdf5(result, output.path)
     elif output.format == "geojson":

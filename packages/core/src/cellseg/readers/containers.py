@@ -26,7 +26,7 @@ from cellseg.readers.recognise import (
 )
 from cellseg.readers.stored import UNKNOWN, Stored, micrometres
 from cellseg.readers.view import samples_of
-from cellseg.readers.zarr_array import zarr_array
+from cellseg.readers.zarr_array import ZarrArray, zarr_array
 
 Tree: TypeAlias = "Mapping[str, Tree | Stored]"
 """The groups and arrays of a container."""
@@ -149,15 +149,20 @@ def _search(
     """The volumes under a group: of itself, or else of the groups in it."""
     raw = _at(tree, keys.raw_key)
     if raw is None:
-        found = []
+        found: list[_Volume] = []
+        lonely: list[str] = []
         for name, child in tree.items():
-            if not isinstance(child, Stored):
-                for volume in _search(f"{where}/{name}", child, keys, labelled, problems):
-                    joined = f"{name}/{volume.name}" if volume.name else name
-                    found.append(replace(volume, name=joined))
-        if keys.label_key is not None and _at(tree, keys.label_key) is not None and not found:
+            if isinstance(child, Stored):
+                continue
+            inner = _search(f"{where}/{name}", child, keys, labelled, problems)
+            for volume in inner:
+                joined = f"{name}/{volume.name}" if volume.name else name
+                found.append(replace(volume, name=joined))
+            if not inner and _at(child, keys.raw_key) is None and _has_labels(child, keys):
+                lonely.append(name)
+        if labelled and found and lonely:
             problems.add(
-                DataError(f"{where}: has labels {keys.label_key!r} but no {keys.raw_key!r}.")
+                DataError(f"{where}: labels without {keys.raw_key!r} in: {', '.join(lonely)}.")
             )
         return found
     labels = None
@@ -170,8 +175,15 @@ def _search(
         if labels is not None and not isinstance(labels, Stored):
             problems.add(DataError(f"{where}: its labels are a group; expected an array."))
             return []
-        return [_Volume("", raw, labels)]
+        return [_Volume("", raw, _lenient(labels) if labels is not None else None)]
     return _by_name(where, raw, labels, problems)
+
+
+def _lenient(labels: Stored) -> Stored:
+    """Labels whose chunks that are not on disk are background."""
+    if isinstance(labels.pixels, ZarrArray):
+        return replace(labels, pixels=replace(labels.pixels, strict=False))
+    return labels
 
 
 def _by_name(
@@ -193,7 +205,9 @@ def _by_name(
             )
         )
     pairs = ((name, image, truths.get(name)) for name, image in images.items())
-    return [_Volume(n, image, truth) for n, image, truth in pairs if isinstance(truth, Stored)]
+    return [
+        _Volume(n, image, _lenient(truth)) for n, image, truth in pairs if isinstance(truth, Stored)
+    ]
 
 
 def _labels(where: str, tree: Tree, keys: KeyOptions) -> Tree | Stored:
@@ -212,6 +226,11 @@ def _labels(where: str, tree: Tree, keys: KeyOptions) -> Tree | Stored:
         count = "both " + " and ".join(found) if found else f"neither {' nor '.join(names)}"
         raise DataError(f"{where}: has {count}.", hint=f"Name one with --label-key. {_keys(tree)}")
     return next(iter(found.values()))
+
+
+def _has_labels(tree: Tree, keys: KeyOptions) -> bool:
+    names = (keys.label_key,) if keys.label_key is not None else _LABELS
+    return any(_at(tree, name) is not None for name in names)
 
 
 def _at(tree: Tree, key: str) -> Tree | Stored | None:

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from cellseg.data import Sample
 from cellseg.errors import DataError
 from cellseg.readers import raster, tiff
-from cellseg.readers.options import FolderOptions
+from cellseg.readers.options import FolderOptions, TiffOptions
 from cellseg.readers.problems import Problems
 from cellseg.readers.recognise import IMAGE_SUFFIXES
 from cellseg.readers.stored import Stored
 from cellseg.readers.view import samples_of
+
+
+class Pair(NamedTuple):
+    """An image file and its label file."""
+
+    name: str
+    """What both are called, without suffix and extension."""
+    image: Path
+    labels: Path | None
+
+
+class Matching(NamedTuple):
+    """Which files of a folder belong together."""
+
+    pairs: list[Pair]
+    """Sorted by name."""
+    lonely: list[Path]
+    """Images without labels, and files that are neither."""
+    orphans: list[Path]
+    """Label files without an image."""
 
 
 def stem(path: Path) -> str:
@@ -59,19 +80,23 @@ def label_file(image: Path, given: str | None) -> Path:
     return _beside(image.parent, given)
 
 
+def open_file(path: Path, options: FolderOptions | TiffOptions, labelled: bool) -> list[Sample]:
+    """One image file: an image, a stack, or a movie, which gives a sample for each frame."""
+    labels = label_image(label_file(path, options.labels)) if labelled else None
+    return samples_of(stem(path), image_file(path), labels, options, path)
+
+
 def open_folder(path: Path, options: FolderOptions, labelled: bool) -> list[Sample]:
     """All images of a folder (not of its subfolders), sorted by name, or a single image."""
     if path.is_file():
-        labels = label_image(label_file(path, options.labels)) if labelled else None
-        return samples_of(stem(path), image_file(path), labels, options, path)
-    folder = _image_folder(path, options)
-    pairs = _pairs(path, folder, options) if labelled else _images(folder, options)
+        return open_file(path, options, labelled)
+    pairs = _pairs(path, options) if labelled else _images(path, options)
     problems = Problems()
     samples: list[Sample] = []
-    for name, image, label in pairs:
+    for pair in pairs:
         with problems.kept():
-            stored = label_image(label) if label is not None else None
-            samples += samples_of(name, image_file(image), stored, options, image)
+            labels = label_image(pair.labels) if pair.labels is not None else None
+            samples += samples_of(pair.name, image_file(pair.image), labels, options, pair.image)
     problems.refuse()
     return samples
 
@@ -121,16 +146,22 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _images(folder: Path, options: FolderOptions) -> list[tuple[str, Path, Path | None]]:
+def _images(path: Path, options: FolderOptions) -> list[Pair]:
+    folder = _image_folder(path, options)
     files = [file for file in _files(folder) if _is_image(file, options)]
     if not files:
         raise DataError(f"{folder}: holds no images.", hint=_expected(folder, options))
     named = _by_name(files, options.image_suffix)
-    return [(name, file, None) for name, file in named.items()]
+    return [Pair(name, file, None) for name, file in named.items()]
 
 
-def _pairs(path: Path, folder: Path, options: FolderOptions) -> list[tuple[str, Path, Path | None]]:
-    """Name, image and label file of each pair, sorted by name."""
+def match(path: Path, options: FolderOptions) -> Matching:
+    """Find the label image of each image of a folder, by name; no file is opened.
+
+    Raises:
+        DataError: a folder is missing or empty, or two files have one name.
+    """
+    folder = _image_folder(path, options)
     labels = _label_folder(path, folder, options)
     together = labels.resolve() == folder.resolve()
     if together and options.label_suffix is None:
@@ -153,17 +184,24 @@ def _pairs(path: Path, folder: Path, options: FolderOptions) -> list[tuple[str, 
     if together:
         used = {*image_files, *label_files}
         lonely += [file for file in _files(folder) if file not in used]
-    if lonely or orphans:
-        parts = []
-        if lonely:
-            parts.append(f"images without labels: {_listed(path, lonely)}")
-        if orphans:
-            parts.append(f"labels without an image: {_listed(path, orphans)}")
+    pairs = [Pair(name, images[name], truths[name]) for name in images if name in truths]
+    return Matching(pairs, lonely, orphans)
+
+
+def _pairs(path: Path, options: FolderOptions) -> list[Pair]:
+    found = match(path, options)
+    parts = []
+    if found.lonely:
+        parts.append(f"images without labels: {_listed(path, found.lonely)}")
+    if found.orphans:
+        parts.append(f"labels without an image: {_listed(path, found.orphans)}")
+    if parts:
         raise DataError(
-            f"{path}: {len(lonely) + len(orphans)} files have no partner; {'; '.join(parts)}.",
+            f"{path}: {len(found.lonely) + len(found.orphans)} files have no partner; "
+            f"{'; '.join(parts)}.",
             hint="A pair has one name; --image-suffix and --label-suffix are cut off first.",
         )
-    return [(name, images[name], truths[name]) for name in images]
+    return found.pairs
 
 
 def _is_image(file: Path, options: FolderOptions, together: bool = True) -> bool:

@@ -99,7 +99,13 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 
 def zarrs_in(folder: Path) -> list[Path]:
-    """The Zarr containers directly in a folder, sorted."""
+    """The Zarr containers directly in a folder, sorted.
+
+    Raises:
+        DataError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is neither a Zarr container nor a folder of them.")
     return sorted(
         one for one in folder.iterdir() if not one.name.startswith(".") and is_zarr_node(one)
     )

@@ -142,10 +142,10 @@ def known_axes(stored: Stored) -> str:
 def given_axes(stored: Stored, axes: str) -> str:
     """The axes that the user states, one letter for each stored axis.
 
-    Axes of length 1 may be left out.
+    Axes of length 1 may be left out, or stand anywhere where the file names its axes.
 
     Raises:
-        DataError: there are more or fewer than the file has.
+        DataError: there are more or fewer than the file has, or in another order.
     """
     shape = stored.pixels.shape
     if len(axes) == len(shape):
@@ -153,9 +153,12 @@ def given_axes(stored: Stored, axes: str) -> str:
     if len(axes) == sum(n != 1 for n in shape):
         letters = iter(axes)
         return "".join(NONE if n == 1 else next(letters) for n in shape)
+    long = [letter for letter, n in zip(stored.axes, shape, strict=True) if n != 1]
+    if [a for a in axes if a in long] == long and set(axes) <= set(stored.axes):
+        return "".join(a if a in axes else NONE for a in stored.axes)
     raise DataError(
-        f"{stored.where}: --axes {axes} names {len(axes)} axes, but the file has {len(shape)}: "
-        f"{' x '.join(map(str, shape))}.",
+        f"{stored.where}: --axes {axes} does not fit the file, which has {len(shape)} axes: "
+        f"{' x '.join(map(str, shape))} ({stored.axes}).",
         hint="Give one letter for each axis, in the order they are stored.",
     )
 

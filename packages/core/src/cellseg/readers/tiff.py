@@ -22,13 +22,10 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from cellseg.data import Sample
 from cellseg.errors import DataError
-from cellseg.readers.options import TiffOptions
 from cellseg.readers.problems import damaged
 from cellseg.readers.stored import UNKNOWN, Stored
 from cellseg.readers.tiff_metadata import channel_names, steps
-from cellseg.readers.view import samples_of
 
 SUFFIXES = (".tif", ".tiff")
 _MAIN_KINDS = {"ome", "generic", "uniform", "shaped", "imagej"}
@@ -134,14 +131,6 @@ def tiff_image(path: Path) -> Stored:
         )
 
 
-def open_tiff(path: Path, options: TiffOptions, labelled: bool) -> list[Sample]:
-    """One TIFF file: an image, a stack, or a movie, which gives a sample for each frame."""
-    from cellseg.readers.folder import label_file, stem
-
-    labels = tiff_image(label_file(path, options.labels)) if labelled else None
-    return samples_of(stem(path), tiff_image(path), labels, options, path)
-
-
 class _Complaints(logging.Handler):
     """What tifffile logs in this thread."""
 
@@ -195,6 +184,11 @@ def _pixels(
     dtype = np.dtype(series.dtype)
     if any(page is None for page in series.pages):
         raise DataError(f"{path}: pages are missing from the file.")
+    if any(page.parent is not file for page in series.pages):
+        raise DataError(
+            f"{path}: is part of an image that is spread over several files.",
+            hint="Save it as one file, or as OME-Zarr.",
+        )
     offset = series.dataoffset
     if offset is not None and dtype.kind != "b":
         if offset + math.prod(shape) * dtype.itemsize > size:
@@ -202,7 +196,7 @@ def _pixels(
         return MappedTiff(str(path), offset, shape, dtype.newbyteorder(file.byteorder))
     for page in (series.pages[0], series.pages[-1]):
         spans = zip(page.dataoffsets, page.databytecounts, strict=False)
-        if page.parent is file and any(start + count > size for start, count in spans):
+        if any(start + count > size for start, count in spans):
             raise DataError(f"{path}: is cut short: pixels are missing at its end.")
     inner = tuple(n for n in series.pages[0].keyframe.shape if n != 1)
     for lead in range(len(shape) + 1):

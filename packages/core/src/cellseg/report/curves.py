@@ -121,13 +121,16 @@ class _Axis:
     def covering(
         cls, values: Sequence[float], start: float, stop: float, logarithmic: bool = False
     ) -> _Axis:
+        """An axis that all values fit on; fractions on the vertical one start from 0."""
         low, high = min(values), max(values)
         if logarithmic:
             return cls(low / 1.15, high * 1.15, start, stop, True)
         room = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
         # An axis of fractions ends at its natural limits rather than beyond them.
-        top = 1.0 if 0.7 < high <= 1 and low >= 0 else high + room
-        bottom = 0.0 if low >= 0 and low - room < 0.35 * high else low - room
+        fractions = low >= 0 and high <= 1
+        top = 1.0 if fractions and high > 0.7 else high + room
+        near_zero = low >= 0 and low - room < 0.35 * high
+        bottom = 0.0 if near_zero or (fractions and stop < start) else low - room
         return cls(bottom, top, start, stop)
 
     def __call__(self, value: float) -> float:

@@ -28,7 +28,6 @@ _FORMULAS = {
     "f1": "2 TP / (2 TP + FP + FN)",
     "ap": "TP / (TP + FP + FN)",
     "mSA": "mean of ap over the thresholds",
-    "sq": "mean IoU of the matches",
     "pq": "panoptic quality, sq times f1",
     "ctc_seg": "SEG of the Cell Tracking Challenge",
     "dice_foreground": "Dice of all objects against background",
@@ -182,7 +181,7 @@ def _by_threshold(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     for name, value in scores.items():
         score, _, threshold = name.partition("@")
-        if threshold and score not in ("mSA", "rq"):
+        if threshold and score not in ("mSA", "rq", "sq"):
             table.setdefault(threshold, {})[score] = value
     return table
 

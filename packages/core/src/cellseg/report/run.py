@@ -17,8 +17,8 @@ from cellseg.report.page import data_uri, versions, write_page
 from cellseg.runs import RunDir
 from cellseg.splits import Splits
 
-_MOST_PREVIEWS = 12
-_PREVIEW_SIDE = 768
+_MOST_PREVIEWS = 8
+_PREVIEW_SIDE = 1024
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_NOTES = 200
 
@@ -27,6 +27,7 @@ _MOST_NOTES = 200
 class _Picture:
     name: str
     uri: str
+    wide: bool
 
 
 def write_run_report(run: RunDir) -> Path:
@@ -133,14 +134,15 @@ def _read(run: RunDir) -> tuple[Bundle | None, Splits | None, list[str]]:
 
 
 def _previews(directory: Path) -> tuple[list[_Picture], int]:
-    """The newest pictures by name, and how many more there are."""
+    """The newest pictures, newest first, and how many more there are."""
     files = sorted(directory.rglob("*.png"), key=_natural) if directory.is_dir() else []
-    shown = files[-_MOST_PREVIEWS:]
-    pictures = [
-        _Picture(file.relative_to(directory).with_suffix("").as_posix(), data_uri(png))
-        for file in shown
-        if (png := _small(file))
-    ]
+    pictures = []
+    for file in reversed(files[-_MOST_PREVIEWS:]):
+        png = file.read_bytes()
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+        if png.startswith(_PNG) and (small := _small(png, width, height)):
+            name = file.relative_to(directory).with_suffix("").as_posix()
+            pictures.append(_Picture(name, data_uri(small), width > 2 * height))
     return pictures, len(files) - len(pictures)
 
 
@@ -148,24 +150,21 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", str(path))]
 
 
-def _small(file: Path) -> bytes:
-    """A picture at no more than the size that is shown; empty where it is none."""
-    png = file.read_bytes()
-    if not png.startswith(_PNG):
-        return b""
-    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+def _small(png: bytes, width: int, height: int) -> bytes:
+    """A picture at no more than the size that is shown; empty where it is damaged."""
     if max(width, height) <= _PREVIEW_SIDE:
         return png
     import cv2
     import numpy as np
 
+    from cellseg.report.drawing import decoded, encoded
+
     scale = _PREVIEW_SIDE / max(width, height)
-    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    picture = decoded(png)
     if picture is None:
         return b""
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    reduced = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return bytes(cv2.imencode(".png", reduced)[1])
+    return encoded(np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8))
 
 
 def _times(log: Path) -> tuple[str, str]:

@@ -11,9 +11,10 @@ import multiprocessing
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from lightning.fabric.plugins.environments import ClusterEnvironment  # noqa: TID253
@@ -109,6 +110,9 @@ def others(world: int, work: Callable[..., None], *args: Any) -> Iterator[None]:
         theirs.close()
         ends.append(ours)
         processes.append(process)
+    # Connecting waits for all: so first see that each has understood what to do.
+    for end, process in zip(ends, processes, strict=True):
+        _await(end, processes, process.name)
     finished = False
     saved = {name: os.environ.get(name) for name in _ENVIRONMENT}
     try:
@@ -150,6 +154,7 @@ def _child(rank: int, payload: bytes, end: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         work, args = pickle.loads(payload)
+        end.send(None)
         work(rank, *args)
     except CellsegError as error:
         end.send(error)
@@ -158,6 +163,17 @@ def _child(rank: int, payload: bytes, end: Connection) -> None:
         raise
     finally:
         end.close()
+
+
+def _await(end: Connection, processes: Sequence[BaseProcess], name: str) -> None:
+    try:
+        error = end.recv()
+    except EOFError:
+        error = DeviceError(f"{name} died before the training began.")
+    if error is not None:
+        for process in processes:
+            process.kill()
+        raise error
 
 
 def _raise_childs_error(ends: list[Connection], error: BaseException) -> None:

@@ -134,7 +134,7 @@ class _Loop:
         self.metrics: dict[str, float] = {}
         batch = self.options.batch_size * self.options.accumulate
         self.samples_per_step: int = batch * fabric.world_size
-        self.steps_per_epoch = math.ceil(loaders.epoch_samples / self.samples_per_step)
+        self.steps_per_epoch: int = math.ceil(loaders.epoch_samples / self.samples_per_step)
 
     def run(self) -> Fit:
         """Train to the end."""

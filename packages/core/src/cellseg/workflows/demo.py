@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cellseg.data import LazyArray
 from cellseg.errors import DataError, UnknownPluginError
 from cellseg.events import Emit, Event, Note, Progress
 from cellseg.files import write_atomic
@@ -18,6 +19,8 @@ from cellseg.plugins import Plugins
 from cellseg.specs import PredictorSpec, TrainerSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cellseg.report import View
 
 BACKEND = "vista2d"
@@ -25,7 +28,7 @@ PACKAGE = "cellseg-vista"
 FILE = "demo.json"
 """In the demo's folder from the start: what is beside it came from a demo, and may be replaced."""
 _PARTS = ("train", "test", "run", "labels", "picture.png", "report.html", FILE)
-_IN_PICTURE = 4
+_IN_PICTURE = 2
 _SHOWN = ("f1@0.50", "precision@0.50", "recall@0.50", "mSA@0.50:0.95")
 
 Scores = Mapping[str, float]
@@ -56,7 +59,7 @@ class DemoResult:
 
     folder: Path
     picture: Path
-    """Contours of prediction and truth on held-out images, PNG."""
+    """Held-out images, the truth, and the prediction, side by side, PNG."""
     report: Path
     """Scores of the held-out images, and contours on them."""
     labels: Path
@@ -229,8 +232,7 @@ def _without_steps(emit: Emit) -> Emit:
 def _report(plugins: Plugins, folder: Path) -> tuple[Scores, Scores]:
     """Score the predicted labels, write report and picture; scores of model and threshold."""
     from cellseg.report import views_of, write_evaluation_report
-    from cellseg.report.evaluation import draw
-    from cellseg.report.overlay import montage
+    from cellseg.report.comparison import comparison
     from cellseg.workflows.evaluate import evaluate
 
     evaluation = evaluate(plugins, folder / "labels", folder / "test/labels")
@@ -247,8 +249,8 @@ def _report(plugins: Plugins, folder: Path) -> tuple[Scores, Scores]:
             f"gets f1@0.50 = {threshold['f1@0.50']:.3f} on the same images.",
         ],
     )
-    pictures = [draw(view)[0] for view in views[:_IN_PICTURE]]
-    write_atomic(folder / "picture.png", montage(pictures, columns=2))
+    arrays = [(_read(v.image), _read(v.truth), _read(v.prediction)) for v in views[:_IN_PICTURE]]
+    write_atomic(folder / "picture.png", comparison(arrays))
     return evaluation.pooled, threshold
 
 
@@ -261,12 +263,16 @@ def _threshold_scores(views: list[View]) -> Scores:
 
     tallies = []
     for view in views:
-        assert view.image is not None
-        whole = tuple(slice(0, length) for length in view.image.shape)
-        smooth = ndimage.gaussian_filter(view.image[whole][0].astype(float), (0, 1, 1))
+        smooth = ndimage.gaussian_filter(_read(view.image)[0].astype(float), (0, 1, 1))
         labels, _ = ndimage.label(smooth > threshold_otsu(smooth))
         tallies.append(tally(overlaps(labels, view.truth)))
     return score(tallies)
+
+
+def _read(array: LazyArray | None) -> NDArray[Any]:
+    """All of an image: those of the demo are small."""
+    assert array is not None
+    return array[tuple(slice(0, length) for length in array.shape)]
 
 
 def _plain(scores: Scores) -> dict[str, float | None]:

@@ -118,7 +118,8 @@ def label_pairs(
     if not folders and _one_source(predicted, true):
         pairs = [LabelPair(p, t) for p, t in zip(predicted, true, strict=True)]
     else:
-        pairs = _matched(predicted, true, settings.allow_missing_truth)
+        where = f"{prediction} and {truth}"
+        pairs = _matched(where, predicted, true, settings.allow_missing_truth)
     for pair in pairs:
         ours, theirs = pair.prediction.labels.shape, pair.truth.labels.shape
         if ours != theirs:
@@ -131,7 +132,7 @@ def label_pairs(
 
 
 def _matched(
-    predicted: list[LabelImage], true: list[LabelImage], allow_missing_truth: bool
+    where: str, predicted: list[LabelImage], true: list[LabelImage], allow_missing_truth: bool
 ) -> list[LabelPair]:
     ours = {image.name: image for image in predicted}
     theirs = {image.name: image for image in true}
@@ -147,7 +148,8 @@ def _matched(
         if spare and not missing:
             hint += " To leave these predictions out, give --allow-missing-truth."
         raise DataError(
-            f"{len(missing) + len(spare)} label images have no partner; {'; '.join(parts)}.",
+            f"{where}: {len(missing) + len(spare)} label images have no partner; "
+            f"{'; '.join(parts)}.",
             hint=hint,
         )
     return [LabelPair(ours[name], image) for name, image in theirs.items()]

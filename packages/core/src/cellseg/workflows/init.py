@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
 
 from cellseg.errors import DataError
 from cellseg.files import write_atomic
@@ -77,13 +75,9 @@ def _help(model: type[Options], name: str) -> Sequence[str]:
 
 
 def _entry(name: str, value: object) -> str:
-    # Sequences in brackets, so that each option stays on one line.
-    return yaml.safe_dump(
-        {name: _plain(value)}, default_flow_style=None, allow_unicode=True, width=10**6
-    ).rstrip("\n")
+    import yaml
 
-
-def _plain(value: object) -> object:
-    if isinstance(value, Iterable) and not isinstance(value, str | dict):
-        return list(value)
-    return value
+    # In flow style, so that each option stays on one line.
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    value_only = text.removesuffix("...\n").rstrip()
+    return f"{name}: {value_only}"

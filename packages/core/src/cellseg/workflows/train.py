@@ -72,8 +72,7 @@ def train(
         normaliser=Normaliser.fit(settings, train_set).model_dump(mode="json"),
     )
     config = {"backend": backend, **request.settings, **request.reader_options, **request.options}
-    run = RunDir.create(out, request, {**config, "reader": reader.name})
-    splits.save(run.splits)
+    run = RunDir.create(out, request, {**config, "reader": reader.name}, splits)
     _Session(plugins, run, request, settings, chosen, train_set, val_set).go(emit, interrupted)
     return run
 
@@ -117,11 +116,9 @@ def resume(
     chosen = parse(spec.options, request.options, str(run))
     reader = reader_for(plugins, request.data, request.reader)
     read = parse(reader.options, request.reader_options, str(run))
-    train_set, val_set, splits = _split(
+    train_set, val_set, _ = _split(
         plugins, request.data, settings, reader.name, read, directory.splits
     )
-    if not directory.splits.exists():
-        splits.save(directory.splits)
     _Session(plugins, directory, request, settings, chosen, train_set, val_set).go(
         emit, interrupted, again=True
     )
@@ -224,7 +221,7 @@ def _split(
         _refuse_shared(samples, val, settings.val)
         names = Splits(train=tuple(s.name for s in samples), val=tuple(s.name for s in val))
         return list(samples), val, names
-    if saved is not None and saved.exists():
+    if saved is not None:
         splits = Splits.load(saved)
     else:
         splits = make_splits(samples, settings, settings.seed)
