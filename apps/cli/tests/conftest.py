@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from cellseg_cli.main import main
 
 FAULTY = '''
@@ -98,26 +99,35 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+Install = Callable[..., Path]
+
+
+@pytest.fixture(name="install", scope="session")
+def _install() -> Install:
+    """Write a module, and what pip would write about its entry point."""
+
+    def install(site: Path, name: str, module: str, text: str, package: str = "") -> Path:
+        package = package or f"cellseg-{name}"
+        info = site / f"{package.replace('-', '_')}-0.1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1.0\n")
+        (info / "entry_points.txt").write_text(f"[cellseg]\n{name} = {module}\n")
+        (site / f"{module}.py").write_text(text)
+        return site
+
+    return install
+
+
 @pytest.fixture
-def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Install) -> Path:
     """Install the backend ``faulty``; the folder, for subprocesses."""
     folder = install(tmp_path / "site", "faulty", "faulty_backend", FAULTY)
     monkeypatch.syspath_prepend(folder)
     return folder
 
 
-def install(site: Path, name: str, module: str, text: str) -> Path:
-    """Write a module, and what pip would write about its entry point."""
-    info = site / f"cellseg_{name}-0.1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: cellseg-{name}\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text(f"[cellseg]\n{name} = {module}\n")
-    (site / f"{module}.py").write_text(text)
-    return site
-
-
 @pytest.fixture
-def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Install) -> None:
     """Install the backend ``broken``, which cannot be imported."""
     text = "import a_module_that_is_not_there\n"
     monkeypatch.syspath_prepend(install(tmp_path / "broken", "broken", "broken_backend", text))

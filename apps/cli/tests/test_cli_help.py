@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from cellseg.errors import CellsegError
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.commands import COMMANDS

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +12,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cellseg.augment import Augmentation
-from cellseg.data import ZYX
+from cellseg.data import ZYX, Sample
 from cellseg.errors import ConfigError
 from cellseg.options import parse
-from cellseg.sampling_options import AugmentOptions
+from cellseg.report.drawing import decoded
+from cellseg.sampling_options import AugmentOptions, PatchOptions
+from cellseg.workflows.preview_augmentation import preview_augmentation
 
 CHANGES = tuple(
     name.removesuffix("_probability")
@@ -187,3 +192,34 @@ def test_the_strongest_allowed_deformation_keeps_objects_whole() -> None:
         _, truth = augment(image, labels, np.random.default_rng(seed))
         pieces = sum(ndimage.label(truth == i, np.ones((3, 3, 3)))[1] for i in np.unique(truth)[1:])
         assert pieces <= pieces_before + 2
+
+
+def test_the_preview_shows_patches_with_outlines(tmp_path: Path) -> None:
+    image, labels = scene((3, 120, 100), channels=2)
+    samples = [Sample(name="a", image=(image * 900).astype(np.uint16), labels=labels % 1000)]
+    patches = PatchOptions(patch_size=64, patch_depth=2)
+    target = tmp_path / "new" / "seen.png"
+    assert preview_augmentation(samples, patches, AugmentOptions(), target, count=3) == target
+    picture = decoded(target.read_bytes())
+    assert picture is not None
+    side = 256 + 6
+    assert picture.shape == (20 + 3 * side, 4 * side, 3)
+    yellow = (picture[..., 0] > 150) & (picture[..., 2] < 110)
+    for row in range(3):
+        for column in range(4):
+            corner = 20 + row * side, column * side
+            assert yellow[corner[0] : corner[0] + 256, corner[1] : corner[1] + 256].any()
+    again = preview_augmentation(samples, patches, AugmentOptions(), tmp_path / "b.png", count=3)
+    assert again.read_bytes() == target.read_bytes()
+    other = preview_augmentation(
+        samples, patches, AugmentOptions(), tmp_path / "c.png", count=3, seed=1
+    )
+    assert other.read_bytes() != target.read_bytes()
+
+
+def test_the_settings_of_the_preview_are_light() -> None:
+    code = (
+        "import sys, cellseg.workflows.preview_augmentation as p; p.PreviewSettings();"
+        "sys.exit('numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -122,9 +122,9 @@ class RunDir:
             write_atomic(run.splits, splits.model_dump_json(indent=2) + "\n")
             write_atomic(path / FILE, request.model_dump_json(indent=2) + "\n")
         except BaseException:
-            made = list(path.iterdir()) if existed else [path]
+            made = list(path.iterdir()) if existed else [path] if path.exists() else []
             for left in made:
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             raise
         return run
 

@@ -98,7 +98,7 @@ def preview_augmentation(
 
 
 def _drawn(
-    image: NDArray[np.float32], labels: NDArray[np.uint32], limits: NDArray[np.float64]
+    image: NDArray[np.float32], labels: NDArray[np.uint32], limits: NDArray[np.floating]
 ) -> Picture:
     """The middle plane: channels as one grey, black and white at ``limits``, and outlines."""
     import numpy as np
