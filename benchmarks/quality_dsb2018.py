@@ -24,13 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import tifffile
-from _table import finish, result, table
 from numpy.typing import NDArray
 
+from _table import finish, result, table
 from cellseg.errors import InterruptedRunError
 from cellseg.events import Event, Validated
 from cellseg.plugins import Plugins
-from cellseg.workflows.evaluate import Evaluation, evaluate
+from cellseg.workflows.evaluate import evaluate
 from cellseg.workflows.evaluate_settings import EvaluateSettings
 from cellseg.workflows.predict import predict
 from cellseg.workflows.predict_settings import PredictSettings

@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/startup.py [--peer PATH/micro_sam.train]
 
-The bare program is what any command line of this kind pays: Typer, pluggy and rich, two commands,
-of which only the one asked for gets its flags. Each program runs several times, in turns, with
-its byte code compiled; the medians count.
+The bare program is what a command line of this kind pays as Typer comes: Typer, pluggy and rich, two
+commands, of which only the one asked for gets its flags. Each program runs several times, in turns,
+with its byte code compiled; the medians count.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main() -> None:
 
 def medians(commands: dict[str, list[str]], runs: int) -> dict[str, float]:
     """Median wall seconds of each command; the first run of each, which compiles, is left out."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     times: dict[str, list[float]] = {name: [] for name in commands}
     for turn in range(runs + 1):
         for name, command in commands.items():

@@ -77,7 +77,7 @@ def test_verbose_shows_where_an_error_comes_from(cellseg, data, faulty, tmp_path
         (["predict", "{data}", "-o", "{out}"], 2, "--model"),
         (["train", "{data}", "-o", "{out}", "--backend", "otsu", "--epochs", "-1"], 3, "--epochs"),
         (["train", "{data}", "-o", "{out}", "--backend", "otsu", "--min-size=-1"], 3, "--min-size"),
-        (["train", "{data}", "-o", "{out}", "--backend", "otsu", "--config", "no.yaml"], 3, "no.yaml"),
+        (["train", "{data}", "-o", "{out}", "--backend", "otsu", "--config", "x.y"], 3, "x.y"),
         (["train", "nowhere", "-o", "{out}", "--backend", "otsu"], 4, "nowhere"),
         (["resume", "{data}"], 4, "not a cellseg run"),
         (["predict", "{data}", "--model", "{data}", "-o", "{out}"], 4, "no trained model"),
@@ -173,21 +173,30 @@ def test_a_run_directory_without_write_permission(cellseg, data, tmp_path) -> No
     assert str(locked) in done.err and "permission denied" in done.err
 
 
-def test_an_output_that_cannot_be_made(cellseg, data, tmp_path) -> None:
+def test_an_output_below_a_file(cellseg, data, tmp_path) -> None:
     """As root, permissions do not count; a file in the way does."""
-    done = cellseg("train", data, "-o", "/proc/run", "--backend", "otsu", "--epochs", 1, "--quiet")
+    file = tmp_path / "file"
+    file.write_text("")
+    done = cellseg("train", data, "-o", file / "run", "--backend", "otsu", "--epochs", 1, "-q")
     assert done.code in (4, 7), done.err
-    assert "/proc/run" in done.err and "Traceback" not in done.err
+    assert str(file) in done.err and "Traceback" not in done.err
 
 
-def test_a_full_disk(cellseg, data) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    import errno
-
-    from cellseg_cli.failures import report
-
-    assert report(OSError(errno.ENOSPC, "No space left on device", "big.tif"), []) == 7
+def test_a_full_disk(data, tmp_path) -> None:
+    """A real one: a file system of 100 KiB, which only a new mount namespace sees."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = f"mount -t tmpfs -o size=100k none {small}"
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", *mount.split()]).returncode:
+        pytest.skip("may not mount a file system")
+    train = f"{sys.executable} -m cellseg_cli.main train {data} -o {small}/run --backend otsu -q"
+    fill = f"head -c 94000 /dev/zero > {small}/junk"
+    script = f"{mount} && {fill}; {train}; code=$?; ls -A {small}/run/model; exit $code"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert "the disk is full" in done.stderr and str(small) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "bundle.json" not in done.stdout
 
 
 def test_a_broken_backend_is_listed_with_its_reason(cellseg, broken) -> None:

@@ -34,7 +34,8 @@ def test_the_help_lists_every_command(cellseg) -> None:
 
 
 def test_without_a_command_the_help_is_shown(cellseg) -> None:
-    assert "Usage: cellseg" in cellseg().out
+    done = cellseg()
+    assert "Usage: cellseg" in done.out + done.err
 
 
 def test_the_first_help_page_imports_nothing_of_core() -> None:
@@ -70,12 +71,9 @@ def test_the_version_is_that_of_core(cellseg) -> None:
     assert cellseg("--version").out == f"cellseg {version('cellseg-core')}\n"
 
 
-def test_train_help_shows_all_options_with_defaults_and_ranges(
-    cellseg, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TERMINAL_WIDTH", "200")
-    out = cellseg("train", "--backend", "otsu", "--help").out
-    assert "Backend: otsu" in out and "--min-size" in out and "[default: 20]" in out
+def test_train_help_shows_all_options_with_defaults_and_ranges(cellseg) -> None:
+    out = " ".join(cellseg("train", "--backend", "otsu", "--help").out.split())
+    assert "Backend: otsu:" in out and "--min-size" in out and "[default: 20]" in out
     assert "more than 0, less than 1" in out, "the range of --val-fraction"
     assert "percentile|min-max" in out, "the choices of --normalise"
     assert "--json" in out and "--quiet" in out
@@ -84,7 +82,7 @@ def test_train_help_shows_all_options_with_defaults_and_ranges(
 def test_reader_options_follow_the_data(cellseg, data) -> None:
     by_path = cellseg("train", data, "--backend", "otsu", "--help").out
     by_name = cellseg("train", "--reader", "hdf5", "--backend", "otsu", "--help").out
-    assert "Reading: folder" in by_path or "--images" in by_path
+    assert "--images" in by_path
     assert "--raw-key" in by_name and "--raw-key" not in by_path
 
 
@@ -94,8 +92,7 @@ def test_a_broken_backend_breaks_no_help_page(cellseg, broken) -> None:
     assert cellseg("train", "--backend", "otsu", "--help").code == 0
 
 
-def test_help_keeps_brackets(cellseg, faulty, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+def test_help_keeps_brackets(cellseg, faulty) -> None:
     assert "with [brackets]" in cellseg("train", "--backend", "faulty", "--help").out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class LabelOptions(cs.Options):
     fits: int = 0
     """Larger tiles run out of memory; 0 means never."""
     fault: str = ""
-    """How to break the contract: shape, float, negative, count, type."""
+    """How to break the contract: shape, float, negative, count, type, die."""
     scored: bool = False
     """Whether to give scores and classes."""
     ids: str = "dense"
@@ -68,6 +69,8 @@ def load_label(job: cs.PredictJob[LabelOptions]) -> cs.Predictor:
 
     def segment(tile: cs.Tile) -> cs.Segmentation:
         time.sleep(options.sleep)
+        if options.fault == "die":
+            os._exit(3)
         mask = tile.image[0] > 0.5
         if options.fits and mask.size > options.fits:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")

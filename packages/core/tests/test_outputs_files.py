@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cellseg.data import Segmentation
 from cellseg.engine.plan import Plan
 from cellseg.engine.tile import tile_labels
 from cellseg.errors import DataError, StorageError
-from cellseg.data import Segmentation
 from cellseg.outputs.formats import Output, output_for
 from cellseg.outputs.geojson import outlines
 from cellseg.outputs.result import Result, output_file
@@ -117,14 +118,14 @@ def rasterised(polygons, shape):
     image = np.zeros(shape, bool)
     for polygon in polygons:
         for ring in polygon:
-            for (x0, y0), (x1, y1) in zip(ring, ring[1:], strict=False):
+            for (x0, y0), (x1, y1) in pairwise(ring):
                 if x0 == x1:
                     image[min(y0, y1) : max(y0, y1), x0:] ^= True
     return image
 
 
 def shoelace(ring):
-    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(ring, ring[1:], strict=False)) / 2
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) / 2
 
 
 MASKS = {

@@ -83,7 +83,7 @@ def test_the_index_equals_counting(
         assert index.sizes[number] == len(places)
         np.testing.assert_array_equal(index.low[number], places.min(0))
         np.testing.assert_array_equal(index.high[number], places.max(0) + 1)
-    for corner in rng.integers(-5, 50, (50, 3)):
+    for corner in rng.integers(-5, 50, (50, 3)).tolist():
         shape = (1, 20, 23)
         window = tuple(slice(max(a, 0), max(a + n, 0)) for a, n in zip(corner, shape, strict=True))
         here = set(np.unique(labels[window]).tolist()) - {0}

@@ -246,3 +246,13 @@ def test_metadata_is_read_without_zarr_or_ngio(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert json.loads((tmp_path / "a.zarr/.zattrs").read_text())
+
+
+def test_a_view_tells_its_chunks(tmp_path: Path) -> None:
+    """Whoever reads a whole image can read each chunk once."""
+    array = zarr.create_array(
+        tmp_path / "a.zarr" / "raw", shape=(2, 6, 40, 50), chunks=(1, 3, 16, 20), dtype="u2"
+    )
+    array[...] = 1
+    (sample,) = open_dataset(Plugins(), tmp_path / "a.zarr", "zarr", {"axes": "CZYX"}, False)
+    assert sample.image.chunks == (1, 3, 16, 20)  # type: ignore[attr-defined]

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 import typer
 
-from cellseg.errors import CellsegError, DeviceError, InterruptedRunError
+from cellseg.errors import CellsegError, DeviceError, InterruptedRunError, StorageError
 from cellseg.files import storage_errors
 
+_BAD_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _BUG = (
     "This is a bug in cellseg. Please report it with the lines above, the command, and what "
     "`cellseg doctor` prints."
@@ -69,14 +70,21 @@ def _known(error: BaseException) -> CellsegError | None:
             hint="Use smaller tiles, patches or batches, or fewer workers.",
         )
     if isinstance(error, OSError) and error.filename is not None:
-        try:
-            with storage_errors(error.filename):
-                raise error
-        except CellsegError as storage:
-            return storage
-        except OSError:
-            return None
+        return _of_a_path(error)
     return None
+
+
+def _of_a_path(error: OSError) -> CellsegError | None:
+    """What is wrong with a path that the user gave; None where that is not the reason."""
+    if error.errno in _BAD_PATHS:
+        return StorageError(f"{error.filename}: {error.strerror}.")
+    try:
+        with storage_errors(error.filename):
+            raise error
+    except CellsegError as storage:
+        return storage
+    except OSError:
+        return None
 
 
 def _verbose(line: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic.fields import FieldInfo
 
-from cellseg.errors import ConfigError, PluginError
+from cellseg.errors import ConfigError, InterruptedRunError, PluginError
 from cellseg.options import Options, flag, parse, refuse_unknown
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.commands import COMMANDS
@@ -116,7 +116,10 @@ def with_flags(command: Command) -> Callable[..., None]:
         values = {name: kwargs.pop(name) for name in flags}
         given = {n: flags[n].read(v) for n, v in values.items() if _was_typed(ctx, n)}
         made = {Console: console, Given: Given(given, command.configured, command.config)}
-        command.run(**kwargs, **{name: made[kind] for name, kind in injected.items()})
+        try:
+            command.run(**kwargs, **{name: made[kind] for name, kind in injected.items()})
+        except KeyboardInterrupt:  # Typer would end without a word
+            raise InterruptedRunError("Interrupted.") from None
 
     context = inspect.Parameter(
         "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
@@ -203,8 +206,7 @@ def help_text(info: FieldInfo) -> str:
     """The help of an option: what its class says, and the range it must be in."""
     text = " ".join((info.description or "").replace("``", "").split())
     allowed = limits(info)
-    # Rich would read brackets as markup.
-    return (text + (f" ({allowed})" if allowed else "")).replace("[", "\\[")
+    return text + (f" ({allowed})" if allowed else "")
 
 
 def _was_typed(ctx: typer.Context, name: str) -> bool:

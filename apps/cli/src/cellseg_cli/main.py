@@ -13,9 +13,9 @@ import typer
 
 from cellseg_cli.arguments import COMPLETING, typed
 from cellseg_cli.commands import COMMANDS
+from cellseg_cli.pages import CommandPage, settings
 
 _HELP = "Train, predict and score models that find cells and nuclei in microscopy images."
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -36,12 +36,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def make_app(line: Sequence[str] = ()) -> typer.Typer:
     """The app with all commands; the one that ``line`` asks for also has its flags."""
-    app = typer.Typer(
-        help=_HELP,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        context_settings=_SETTINGS,
-    )
+    app = typer.Typer(help=_HELP, no_args_is_help=True, **settings())
     app.callback()(_root)
     called, arguments = typed(line, os.environ)
     for name, entry in COMMANDS.items():
@@ -54,7 +49,7 @@ def make_app(line: Sequence[str] = ()) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, rich_help_panel=entry.panel)
         else:
-            app.command(name, rich_help_panel=entry.panel)(command)
+            app.command(name, cls=CommandPage, rich_help_panel=entry.panel)(command)
     return app
 
 

@@ -82,8 +82,8 @@ def _discriminative(embedding: Tensor, labels: Tensor, weights: Tensor, margins:
         return Terms(nothing, nothing, nothing)
     pixels = embedding.movedim(1, -1)[where]
     image, row, column = where
-    ids = torch.stack([image, labels[where].long()], 1)
-    cells, of = torch.unique(ids, dim=0, return_inverse=True)
+    step = int(labels.max()) + 1
+    cells, of = torch.unique(image * step + labels[where], return_inverse=True)
     count = len(cells)
 
     def total(values: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _discriminative(embedding: Tensor, labels: Tensor, weights: Tensor, margins:
     away = _length(pixels - mean[of])
     pulls = total(weight * F.relu(away - margins.delta_v).square())
 
-    home = cells[:, 0]
+    home = cells // step
     cells_at_home = torch.bincount(home, minlength=len(labels))
     images = (cells_at_home > 0).sum()
     share = 1 / (cells_at_home[home] * images)

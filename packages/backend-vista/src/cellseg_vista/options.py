@@ -32,7 +32,7 @@ class Vista2dOptions(TorchOptions, PatchOptions, AugmentOptions):
         "Validation": ("val_patches",),
     }
 
-    feature_size: int = Field(24, ge=4, le=512)
+    feature_size: int = Field(16, ge=4, le=512)
     """Channels of the network at full resolution; each of the three coarser levels doubles it."""
     emb_dim: int = Field(16, ge=2, le=256)
     """Dimensions of the embedding, in which the pixels of a cell lie close together."""
@@ -42,9 +42,9 @@ class Vista2dOptions(TorchOptions, PatchOptions, AugmentOptions):
     """Weight of the Dice loss, over the classes that a batch contains."""
     weight_distance: float = Field(1.0, ge=0)
     """Weight of the loss of the distance map, which says how deep in its cell a pixel lies."""
-    weight_pull: float = Field(1.0, ge=0)
+    weight_pull: float = Field(0.1, ge=0)
     """Weight of the term that draws the pixels of a cell together in the embedding."""
-    weight_push: float = Field(1.0, ge=0)
+    weight_push: float = Field(0.1, ge=0)
     """Weight of the term that drives cells apart in the embedding."""
     weight_norm: float = Field(0.001, ge=0)
     """Weight of the term that keeps the embedding near the origin."""

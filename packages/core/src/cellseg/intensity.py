@@ -46,17 +46,16 @@ def rescaled(block: Pixels, shift: Sequence[float], scale: Sequence[float]) -> N
     exact = block.dtype.kind == "f" or block.dtype.itemsize <= 2
     wide = np.float32 if exact and block.dtype.itemsize <= 4 else np.float64
     out = np.empty(block.shape, np.float32)
-    for channel in range(len(block)):
-        plane = out[channel]
-        if shift[channel] == 0 and scale[channel] == 1:
-            plane[...] = block[channel]
-            continue
-        if wide is np.float32:
-            np.subtract(block[channel], wide(shift[channel]), out=plane, dtype=wide)
-            plane *= wide(scale[channel])
+    for number, channel in enumerate(block):
+        plane, channel = out[number], np.ascontiguousarray(channel)
+        if shift[number] == 0 and scale[number] == 1:
+            plane[...] = channel
+        elif wide is np.float32:
+            np.subtract(channel, wide(shift[number]), out=plane, dtype=wide)
+            plane *= wide(scale[number])
         else:
-            difference = np.subtract(block[channel], shift[channel], dtype=wide)
-            np.multiply(difference, scale[channel], out=plane, casting="same_kind")
+            difference = np.subtract(channel, shift[number], dtype=wide)
+            np.multiply(difference, scale[number], out=plane, casting="same_kind")
     if block.dtype.kind == "f" and not np.isfinite(out).all():
         bad = int(out.size - np.isfinite(out).sum())
         raise DataError(f"{bad} pixels are NaN or infinite.", hint=NOT_FINITE)
@@ -116,17 +115,22 @@ def measure(
 def block_slices(image: LazyArray, budget: int = BLOCK) -> Iterator[tuple[slice, ...]]:
     """Cut ``(…, z, y, x)`` into blocks of at most ``budget`` elements, or of one chunk.
 
-    They hold all that lies before z, and line up with the array's ``chunks``, where it has some.
+    They hold all that lies before z, and line up with the array's ``chunks``, where it tells them,
+    else with powers of 2, as chunks usually do.
     """
-    shape = image.shape[-3:]
-    lead = image.shape[:-3]
-    chunks = getattr(image, "chunks", None) or (1, 1, 1)
-    size = [min(unit, length) for unit, length in zip(chunks[-3:], shape, strict=True)]
+    lead, shape = image.shape[:-3], image.shape[-3:]
     left = max(budget // max(math.prod(lead), 1), 1)
-    for axis in (2, 1, 0):
-        others = math.prod(size) // size[axis]
-        units = max(left // others // size[axis], 1)
-        size[axis] = min(shape[axis], units * size[axis])
+    chunks = getattr(image, "chunks", None)
+    units = [min(*pair) for pair in zip(chunks[-3:], shape, strict=True)] if chunks else [1, 1, 1]
+    size = list(units)
+    # Whole rows first, for strips; then some depth, for chunks of volumes; then what fits.
+    for axis, goal in ((2, 1 << 14), (1, 64), (0, 64), (1, shape[1]), (2, shape[2]), (0, shape[0])):
+        rest = math.prod(size) // size[axis]
+        while size[axis] < min(goal, shape[axis]):
+            doubled = min(2 * size[axis], shape[axis])
+            if doubled * rest > left:
+                break
+            size[axis] = doubled
     starts = [range(0, length, step) for length, step in zip(shape, size, strict=True)]
     for corner in itertools.product(*starts):
         inner = (slice(a, min(a + n, m)) for a, n, m in zip(corner, size, shape, strict=True))

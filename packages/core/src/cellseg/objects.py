@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,16 +80,19 @@ class ObjectIndex:
             self.ids[which], self.sizes[which], self.low[which], self.high[which]
         )
 
-    def seen(self, corner: NDArray[np.int64], shape: ZYX) -> tuple[int, NDArray[np.intp]]:
+    def seen(self, corner: ZYX, shape: ZYX) -> tuple[int, NDArray[np.intp]]:
         """How many objects lie in a window as a whole, and which others may reach into it."""
-        end = corner + shape
-        first, last = np.searchsorted(self.low[:, 1], (corner[1] - self.tallest, end[1]))
-        low, high = self.low[first:last], self.high[first:last]
-        reach = np.flatnonzero(((low < end) & (high > corner)).all(1))
-        whole = ((low[reach] >= corner) & (high[reach] <= end)).all(1)
-        return int(whole.sum()), reach[~whole] + first
+        top, bottom = int(corner[1]), int(corner[1]) + shape[1]
+        first, last = self.low[:, 1].searchsorted((top - self.tallest, bottom))
+        reach = whole = np.ones(last - first, bool)
+        for axis in range(3):
+            low, high = self.low[first:last, axis], self.high[first:last, axis]
+            start, stop = int(corner[axis]), int(corner[axis]) + shape[axis]
+            reach = reach & (low < stop) & (high > start)
+            whole = whole & (low >= start) & (high <= stop)
+        return int(np.count_nonzero(whole)), np.flatnonzero(reach & ~whole) + first
 
-    def visible(self, number: int, block: NDArray[Any], corner: NDArray[np.int64]) -> int:
+    def visible(self, number: int, block: NDArray[Any], corner: Sequence[int]) -> int:
         """Voxels of one object in a block of the labels that begins at ``corner``."""
         low = np.maximum(self.low[number] - corner, 0)
         high = np.minimum(self.high[number] - corner, block.shape)

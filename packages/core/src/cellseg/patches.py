@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import fastremap
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +22,6 @@ from cellseg.normalise import NormalisedImage
 from cellseg.objects import ObjectIndex
 from cellseg.sampling_options import PatchOptions
 
-Corner = NDArray[np.int64]
 _TRIES = 8
 _SEARCHED = 2000  # objects of an image that are tried as the middle of a crowd
 
@@ -160,9 +160,7 @@ class PatchGrid(Sequence[Patch]):
         return cut(sample, corner, self.shape)
 
 
-def cut(
-    sample: Sample, corner: Sequence[int] | Corner, shape: ZYX, labels: Labels | None = None
-) -> Patch:
+def cut(sample: Sample, corner: ZYX, shape: ZYX, labels: Labels | None = None) -> Patch:
     """The patch at ``corner``, padded where it reaches beyond the image.
 
     Args:
@@ -180,11 +178,10 @@ def cut(
     if labels is None:
         assert sample.labels is not None
         labels = sample.labels[window]
-    ids: NDArray[np.uint32] = labels.astype(np.uint32)
-    at = (int(corner[0]), int(corner[1]), int(corner[2]))
+    ids: NDArray[np.uint32] = labels.copy().astype(np.uint32, copy=False)
     if ids.shape != shape:
         inner = tuple(
-            slice(part.start - a, part.stop - a) for part, a in zip(window, at, strict=True)
+            slice(part.start - a, part.stop - a) for part, a in zip(window, corner, strict=True)
         )
         padded = np.empty((len(image), *shape), np.float32)
         padded[:] = background(image, ids)[:, None, None, None]
@@ -192,7 +189,7 @@ def cut(
         framed = np.zeros(shape, np.uint32)
         framed[inner] = ids
         image, ids = padded, framed
-    return Patch(image, ids, sample.name, at)
+    return Patch(image, ids, sample.name, corner)
 
 
 def background(image: NDArray[np.float32], labels: Labels) -> NDArray[np.float32]:
@@ -216,7 +213,7 @@ class _Image:
     def __init__(self, sample: Sample, objects: ObjectIndex, size: int) -> None:
         self.sample = sample
         self._objects, self._size = objects, size
-        self.good: Corner = np.zeros(3, np.int64)
+        self.good: ZYX = (0, 0, 0)
 
     def find(self, shape: ZYX, wanted: int) -> bool:
         """Look for a place with enough objects, to fall back on."""
@@ -230,19 +227,20 @@ class _Image:
                 return True
         return False
 
-    def draw(self, shape: ZYX, *, anchored: bool, rng: np.random.Generator) -> Corner:
+    def draw(self, shape: ZYX, *, anchored: bool, rng: np.random.Generator) -> ZYX:
         """A random corner; anchored to a random object, all of it in the patch if it fits."""
-        least, most = self._range(shape)
-        if anchored:
-            anchor = int(rng.integers(len(self._objects)))
-            low, high = self._objects.low[anchor], self._objects.high[anchor]
-            fits = high - low <= shape
-            first = np.where(fits, high - shape, low)
-            last = np.where(fits, low, high - shape)
-            least, most = np.clip(first, least, most), np.clip(last, least, most)
-        return rng.integers(least, most, endpoint=True)
+        chances = rng.random(4).tolist()
+        anchor = int(chances[3] * len(self._objects)) if anchored else 0
+        corner = []
+        for axis, (least, most) in enumerate(self._range(shape)):
+            if anchored:
+                low = int(self._objects.low[anchor, axis])
+                first, last = sorted((low, int(self._objects.high[anchor, axis]) - shape[axis]))
+                least, most = max(least, min(first, most)), min(most, max(last, least))
+            corner.append(least + int(chances[axis] * (most - least + 1)))
+        return corner[0], corner[1], corner[2]
 
-    def enough(self, corner: Corner, shape: ZYX, wanted: int) -> Labels | None:
+    def enough(self, corner: ZYX, shape: ZYX, wanted: int) -> Labels | None:
         """The labels of a patch that holds as many objects as wanted; None where it does not."""
         whole, partly = self._objects.seen(corner, shape)
         if whole + len(partly) < wanted:
@@ -250,27 +248,31 @@ class _Image:
         window = _window(self.sample, corner, shape)
         assert self.sample.labels is not None
         labels = self.sample.labels[window]
-        origin = np.array([part.start for part in window], np.int64)
+        origin = [part.start for part in window]
         for number in partly:
             if whole >= wanted:
                 break
             whole += self._objects.visible(int(number), labels, origin) >= self._size
         return labels if whole >= wanted else None
 
-    def _range(self, shape: ZYX) -> tuple[Corner, Corner]:
-        """The least and the greatest corner; the same where the image is no larger."""
-        room = np.subtract(self.sample.image.shape[1:], shape)
-        return np.where(room < 0, room // 2, 0), np.where(room < 0, room // 2, room)
+    def _range(self, shape: ZYX) -> list[tuple[int, int]]:
+        """For each axis the least and the greatest corner: one where the image is no larger."""
+        rooms = [n - m for n, m in zip(self.sample.image.shape[1:], shape, strict=True)]
+        return [(room // 2, room // 2) if room < 0 else (0, room) for room in rooms]
 
-    def _crowds(self, shape: ZYX, wanted: int) -> Iterator[Corner]:
+    def _crowds(self, shape: ZYX, wanted: int) -> Iterator[ZYX]:
         """Corners of patches about an object and those nearest to it."""
-        least, most = self._range(shape)
         low, high = self._objects.low, self._objects.high
+        limits = self._range(shape)
         for anchor in range(0, len(low), max(len(low) // _SEARCHED, 1)):
             together = np.maximum(high, high[anchor]) - np.minimum(low, low[anchor])
             nearest = np.argsort((together / shape).max(1), kind="stable")[: max(wanted, 1)]
             middle = (low[nearest].min(0) + high[nearest].max(0)) // 2
-            yield np.clip(middle - np.array(shape) // 2, least, most)
+            z, y, x = (
+                min(max(int(at) - extent // 2, least), most)
+                for at, extent, (least, most) in zip(middle, shape, limits, strict=True)
+            )
+            yield z, y, x
 
 
 def _checked(sample: Sample) -> Sample:
@@ -295,12 +297,11 @@ def _kept(sample: Sample, room: int) -> tuple[Sample, int]:
     assert sample.labels is not None
     image = sample.image
     raw = image.raw if isinstance(image, NormalisedImage) else image
-    size = _bytes(raw) + _bytes(sample.labels)
-    if size <= room:
-        loaded: LazyArray = _whole(raw)
-        if isinstance(image, NormalisedImage):
-            loaded = replace(image, raw=loaded)
-        sample, room = replace(sample, image=loaded, labels=_whole(sample.labels)), room - size
+    if _bytes(raw) + _bytes(sample.labels) <= room:
+        pixels, labels = _whole(raw), fastremap.refit(_whole(sample.labels))
+        room -= pixels.nbytes + labels.nbytes
+        loaded = replace(image, raw=pixels) if isinstance(image, NormalisedImage) else pixels
+        sample = replace(sample, image=loaded, labels=labels)
     if isinstance(sample.image, NormalisedImage):
         _ = sample.image.statistics
     return sample, room
@@ -314,10 +315,10 @@ def _whole(array: LazyArray) -> NDArray[Any]:
     return array[tuple(slice(0, length) for length in array.shape)]
 
 
-def _window(sample: Sample, corner: Sequence[int] | Corner, shape: ZYX) -> tuple[slice, ...]:
+def _window(sample: Sample, corner: ZYX, shape: ZYX) -> tuple[slice, ...]:
     """What of the sample lies under the patch."""
     return tuple(
-        slice(max(int(at), 0), min(int(at) + extent, length))
+        slice(max(at, 0), min(at + extent, length))
         for at, extent, length in zip(corner, shape, sample.image.shape[1:], strict=True)
     )
 

@@ -20,7 +20,7 @@ from cellseg.files import storage_errors
 Seed: TypeAlias = int | Sequence[int]
 Float: TypeAlias = NDArray[np.float64]
 
-PIXELS_PER_CELL = 1100
+PIXELS_PER_CELL = 1300
 """Area of the image for each cell of it, where no count is given: crowded, but not full."""
 _OFFSET = 100.0  # what a camera reads in the dark
 _SMALLEST = 40  # pixels; less is left of a cell: its neighbours have overgrown it
@@ -150,7 +150,7 @@ def _spot(
     shape: tuple[int, int], placed: list[_Cell], rng: np.random.Generator
 ) -> tuple[float, float]:
     """Where the next cell goes: mostly beside another one, as dividing cells do."""
-    if placed and rng.random() < 0.72:
+    if placed and rng.random() < 0.65:
         beside = placed[int(rng.integers(len(placed)))]
         away, direction = rng.uniform(17, 27), rng.uniform(0, 2 * np.pi)
         y, x = beside.y + away * np.sin(direction), beside.x + away * np.cos(direction)
@@ -179,9 +179,9 @@ def _tidy(labels: NDArray[np.int64]) -> NDArray[np.uint16]:
 
 def _fluorescence(labels: NDArray[np.uint16], depth: Float, rng: np.random.Generator) -> Float:
     """Light that leaves the specimen: domed, grainy cells of uneven brightness, and debris."""
-    brightness = np.clip(rng.lognormal(0.0, 0.42, int(labels.max()) + 1), 0.35, 2.5)
+    brightness = np.clip(rng.lognormal(0.0, 0.33, int(labels.max()) + 1), 0.45, 2.0)
     brightness[0] = 0
-    dome = 0.25 + 0.75 * np.sqrt(np.clip(1 - depth**2, 0, 1))
+    dome = 0.2 + 0.8 * np.sqrt(np.clip(1 - depth**2, 0, 1))
     grain = np.clip(1 + 0.30 * _smooth_noise(labels.shape, 2.0, rng), 0.3, None)
     light: Float = brightness[labels] * dome * grain
     for _ in range(int(rng.poisson(labels.size / 6500))):
@@ -203,11 +203,11 @@ def _photograph(light: Float, rng: np.random.Generator) -> NDArray[np.uint16]:
     from scipy import ndimage
 
     focus = rng.uniform(0.7, 1.2)
-    defocus = focus + rng.uniform(0.8, 2.0)
+    defocus = focus + rng.uniform(0.5, 1.5)
     tilt = 1 / (1 + np.exp(-2.5 * _smooth_noise(light.shape, max(light.shape) / 4, rng)))
     seen = (1 - tilt) * ndimage.gaussian_filter(light, focus)
     seen += tilt * ndimage.gaussian_filter(light, defocus)
-    seen += rng.uniform(0.15, 0.35) * ndimage.gaussian_filter(light, 14)  # from other planes
+    seen += rng.uniform(0.1, 0.25) * ndimage.gaussian_filter(light, 14)  # from other planes
 
     y, x = (np.linspace(-1, 1, n) for n in light.shape)
     slope = rng.uniform(-1, 1, 2)
@@ -216,7 +216,7 @@ def _photograph(light: Float, rng: np.random.Generator) -> NDArray[np.uint16]:
     distance = (y[:, None] - middle[0]) ** 2 + (x[None, :] - middle[1]) ** 2
     vignette = 1 / (1 + rng.uniform(0.2, 0.7) * distance)
 
-    photons = rng.uniform(25, 90) * vignette * np.clip(seen + background, 0, None)
+    photons = rng.uniform(40, 130) * vignette * np.clip(seen + background, 0, None)
     counts = 12 * (rng.poisson(photons) + rng.normal(0, 2.0, light.shape)) + _OFFSET
     recorded: NDArray[np.uint16] = np.clip(counts.round(), 0, 65535).astype(np.uint16)
     return recorded

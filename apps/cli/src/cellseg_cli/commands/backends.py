@@ -14,12 +14,13 @@ from cellseg.workflows.doctor import InstalledBackend, installed_backend, instal
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console, columns
 from cellseg_cli.flags import Command, help_text, with_flags
+from cellseg_cli.pages import CommandPage, settings
 from cellseg_cli.spelling import spelling
 
 
 def backends(arguments: Arguments) -> typer.Typer:
     """The group: a list by itself, ``info NAME`` for one."""
-    app = typer.Typer(help="List the installed backends, or show one in full.")
+    app = typer.Typer(help="List the installed backends, or show one in full.", **settings())
 
     def listing(console: Console) -> None:
         """List the installed backends, or show one in full."""
@@ -43,7 +44,7 @@ def backends(arguments: Arguments) -> typer.Typer:
         console.result(_in_full(backend), _page(backend))
 
     app.callback(invoke_without_command=True)(_by_itself(with_flags(Command(listing))))
-    app.command()(with_flags(Command(info)))
+    app.command(cls=CommandPage)(with_flags(Command(info)))
     return app
 
 
@@ -99,7 +100,7 @@ def _page(backend: InstalledBackend) -> Iterator[str]:
     yield from (f"  {_weights_line(weights)}" for weights in backend.weights)
     for title, model in _option_classes(backend):
         rows = [
-            (f"  {flag(name)}", _shown(info), help_text(info).replace("\\[", "["))
+            (f"  {flag(name)}", _shown(info), help_text(info))
             for name, info in model.model_fields.items()
         ]
         if rows:

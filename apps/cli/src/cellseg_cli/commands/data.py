@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from cellseg.errors import DataError
+from cellseg.errors import DataError, UsageError
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group
-from cellseg_cli.lookup import ConfigFile, Line
+from cellseg_cli.lookup import ConfigFile, Line, TrainerName
 
 
 def check_data(arguments: Arguments) -> Command:
@@ -46,3 +46,62 @@ def check_data(arguments: Arguments) -> Command:
             raise typer.Exit(DataError.exit_code)
 
     return Command(run, [Group(CheckSettings, "Checks"), reader], line.file, line.configured)
+
+
+def preview_augmentation(arguments: Arguments) -> Command:
+    """The command, with the options of the reader and of the backend that would train."""
+    from cellseg.sampling_options import AugmentOptions, PatchOptions
+    from cellseg.workflows.preview_augmentation import PreviewSettings
+    from cellseg.workflows.train_settings import TrainSettings
+
+    line = Line(arguments)
+    trainer = line.trainer()
+    groups = [Group(PreviewSettings, "Preview")]
+    if trainer is not None:
+        groups.append(Group(trainer.options, f"Backend: {trainer.name}"))
+    reader = line.reader([group.model for group in groups])
+    groups.insert(1, reader)
+
+    def run(
+        console: Console,
+        given: Given,
+        data: Annotated[
+            Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
+        ],
+        output: Annotated[
+            Path, typer.Option("--output", "-o", help="The PNG file to write.")
+        ] = Path("augmentation.png"),
+        backend: TrainerName = None,
+        config: ConfigFile = None,
+    ) -> None:
+        """Draw what augmentation does to your images.
+
+        It takes the options, and the config file, that cellseg train would take.
+        """
+        from cellseg.readers import open_dataset
+        from cellseg.workflows.preview_augmentation import preview_augmentation
+
+        assert trainer is not None
+        options, settings = given.options(trainer.options), given.options(PreviewSettings)
+        if not (isinstance(options, PatchOptions) and isinstance(options, AugmentOptions)):
+            raise UsageError(
+                f"The backend {trainer.name!r} does not use the augmentation of cellseg.",
+                hint="Its own guide says what it does instead.",
+            )
+        samples = open_dataset(
+            line.plugins, data, settings.reader, given.values(reader.model), labelled=True
+        )
+        picture = preview_augmentation(
+            samples,
+            options,
+            options,
+            output,
+            count=settings.count,
+            seed=settings.seed,
+            normalise_options=settings,
+        )
+        console.result({"output": str(picture)}, [f"Written: {picture}"])
+
+    # A config file for training has more keys than are of use here.
+    keys = ("backend", *TrainSettings.model_fields)
+    return Command(run, groups, line.file, line.configured, keys)

@@ -73,7 +73,7 @@ def make_items(samples: Dataset, tiling: Tiling, volumetric: bool) -> list[Item]
     groups: dict[tuple[bool, str], list[Sample]] = {}
     for sample in samples:
         movie = sample.frame is not None
-        groups.setdefault((movie, sample.group if movie else sample.name), []).append(sample)
+        groups.setdefault((movie, _movie_name(sample) if movie else sample.name), []).append(sample)
     items: list[Item] = []
     names: set[str] = set()
     for (movie, name), group in groups.items():
@@ -92,6 +92,11 @@ def make_items(samples: Dataset, tiling: Tiling, volumetric: bool) -> list[Item]
         plan = Plan.cut((z, y, x), tiling, volumetric)
         items.append(Item(len(items), name, tuple(frames), movie, plan))
     return items
+
+
+def _movie_name(frame: Sample) -> str:
+    """Frames are called ``movie#12``; where they are not, their source says what they are of."""
+    return frame.name.rpartition("#")[0] or frame.group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

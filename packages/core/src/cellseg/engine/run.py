@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TypeAlias
 from cellseg.engine.items import Item, Recipe, TileRef, batches
 from cellseg.engine.pool import Pool
 from cellseg.engine.state import WorkDir
-from cellseg.engine.worker import Failure, Outcome, Worker
+from cellseg.engine.worker import Failure, Loaded, Outcome, Worker
 from cellseg.errors import DataError, InterruptedRunError, PartialError
 from cellseg.events import Emit, Failed, Note, Progress
 
@@ -118,7 +119,19 @@ class Prediction:
         if self._share.workers > 1:
             outputs = [item.outputs for item in self._items]
             return Pool(self._recipe, outputs, self._share.workers)
-        return nullcontext(lambda units: map(self._worker.run, units))
+        return nullcontext(self._here)
+
+    def _here(self, units: Iterator[list[TileRef]]) -> Iterator[Outcome]:
+        """In this process; the next tiles are read while these are segmented."""
+        with ThreadPoolExecutor(1, "cellseg-read") as thread:
+            waiting: Future[Loaded] | None = None
+            for unit in units:
+                coming = thread.submit(self._worker.read, unit)
+                if waiting is not None:
+                    yield self._worker.segment(waiting.result())
+                waiting = coming
+            if waiting is not None and not self._interrupted():
+                yield self._worker.segment(waiting.result())
 
     def _pass(self, todo: list[TileRef], runner: Runner, last: bool) -> list[TileRef]:
         """Do every tile once; gives those that failed."""

@@ -35,6 +35,15 @@ class Failure:
 
 
 @dataclass(slots=True)
+class Loaded:
+    """Tiles ready to be segmented."""
+
+    tiles: list[tuple[TileRef, Tile]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    """Of tiles that cannot be read."""
+
+
+@dataclass(slots=True)
 class Outcome:
     """What became of a batch of tiles."""
 
@@ -82,21 +91,27 @@ class Worker:
         return self._segmenter
 
     def run(self, batch: Sequence[TileRef]) -> Outcome:
-        """Segment tiles of one shape. What is done survives a kill.
+        """Read and segment tiles of one shape. What is done survives a kill.
 
         Raises:
             CellsegError: going on is pointless: a broken predictor, a full disk.
         """
-        outcome = Outcome()
-        refs: list[TileRef] = []
-        tiles: list[Tile] = []
+        return self.segment(self.read(batch))
+
+    def read(self, batch: Sequence[TileRef]) -> Loaded:
+        """Read and normalise tiles; may run in another thread while others are segmented."""
+        loaded = Loaded()
         for ref in batch:
-            tile = self._read(ref, outcome)
+            tile = self._read(ref, loaded.failures)
             if tile is not None:
-                refs.append(ref)
-                tiles.append(tile)
+                loaded.tiles.append((ref, tile))
+        return loaded
+
+    def segment(self, loaded: Loaded) -> Outcome:
+        """Segment tiles that are read, and record what was found."""
+        outcome = Outcome(failures=loaded.failures)
         segmenter = self.load()
-        for ref, found in self._segment(segmenter, refs, tiles, outcome):
+        for ref, found in self._segment(segmenter, loaded.tiles, outcome):
             self._keep(ref, found, outcome)
         outcome.notes += segmenter.notes
         segmenter.notes.clear()
@@ -123,7 +138,7 @@ class Worker:
         except DataError as error:
             raise DataError(f"{item.name}: {error}") from error
 
-    def _read(self, ref: TileRef, outcome: Outcome) -> Tile | None:
+    def _read(self, ref: TileRef, failures: list[Failure]) -> Tile | None:
         """A normalised tile; None, and a failure, if it cannot be read."""
         item = self._items[ref[0]]
         frame, inner = item.locate(ref[1])
@@ -138,11 +153,11 @@ class Worker:
                 statistics = self._statistics(item, frame)
             return Tile(image=normaliser.apply(block, statistics), spacing=sample.spacing)
         except DataError as error:
-            outcome.failures.append(Failure(ref, str(error), True))
+            failures.append(Failure(ref, str(error), True))
         except CellsegError:
             raise
         except Exception as error:  # a strange file must not stop the other images
-            outcome.failures.append(Failure(ref, f"cannot be read: {_said(error)}", True))
+            failures.append(Failure(ref, f"cannot be read: {_said(error)}", True))
         return None
 
     def _statistics(self, item: Item, frame: int) -> Statistics:
@@ -166,27 +181,21 @@ class Worker:
         return statistics
 
     def _segment(
-        self,
-        segmenter: Segmenter,
-        refs: Sequence[TileRef],
-        tiles: Sequence[Tile],
-        outcome: Outcome,
+        self, segmenter: Segmenter, tiles: Sequence[tuple[TileRef, Tile]], outcome: Outcome
     ) -> list[tuple[TileRef, Segmentation]]:
         if not tiles:
             return []
+        refs = [ref for ref, _ in tiles]
         try:
-            return list(zip(refs, segmenter(tiles), strict=True))
+            return list(zip(refs, segmenter([tile for _, tile in tiles]), strict=True))
         except CellsegError:
             raise
         except Exception as error:  # recorded as a failure, never as zeros
             if len(tiles) == 1:
                 outcome.failures.append(Failure(refs[0], _said(error), False))
                 return []
-        return [
-            pair
-            for ref, tile in zip(refs, tiles, strict=True)
-            for pair in self._segment(segmenter, [ref], [tile], outcome)
-        ]
+        # One of them is to blame; the others are fine by themselves.
+        return [pair for one in tiles for pair in self._segment(segmenter, [one], outcome)]
 
     def _keep(self, ref: TileRef, found: Segmentation, outcome: Outcome) -> None:
         item = self._items[ref[0]]

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cellseg.data import ZYX
+from cellseg.engine.plan import Box
 from cellseg.errors import DataError
 from cellseg.files import write_atomic
 from cellseg.outputs.images import place
@@ -151,12 +154,44 @@ def _write_levels(result: Result, layout: _Layout, group: Path, label_name: str)
     attributes = _multiscales(layout, label_name) | {"image-label": _image_label(layout.version)}
     _write_group(group, attributes, layout.version)
     arrays = [_array(group, level, layout, result) for level in layout.levels]
-    chunk = _chunk(result.block, result.shape)
-    for frame, box, ids in result.blocks(chunk):
+    z, y, x = _chunk(result.block, result.shape)
+    levels = layout.levels
+    halved = len(levels) > 1 and _is_half(levels[0].shape, levels[1].shape)
+
+    def store(frame: int, box: Box, ids: NDArray[np.uint32]) -> None:
         key, block = place(layout.names, frame, box.slices, ids)
         arrays[0][key] = block
-    for number in range(1, len(arrays)):
+        if not halved:
+            return
+        start = (box.start[0], box.start[1] // 2, box.start[2] // 2)
+        _, height, width = levels[1].shape
+        half = ids[:, ::2, ::2][:, : height - start[1], : width - start[2]]
+        if half.size:
+            depth, height, width = half.shape
+            stop = (start[0] + depth, start[1] + height, start[2] + width)
+            key, block = place(layout.names, frame, Box(start, stop).slices, half)
+            arrays[1][key] = block
+
+    # Four chunks at once: they are compressed in parallel, and make one chunk of half the size.
+    # They are stored while the next ones are put together.
+    with ThreadPoolExecutor(1, "cellseg-write") as thread:
+        storing: Future[None] | None = None
+        for frame, box, ids in result.blocks((z, 2 * y, 2 * x)):
+            if storing is not None:
+                storing.result()
+            storing = thread.submit(store, frame, box, ids)
+        if storing is not None:
+            storing.result()
+    for number in range(2 if halved else 1, len(arrays)):
         _downsample(result, layout, (arrays[number - 1], arrays[number]), number)
+
+
+def _is_half(above: ZYX, here: ZYX) -> bool:
+    """Whether the nearest voxels of a level are every second one of the level above, in plane."""
+    return above[0] == here[0] and all(
+        n in (m // 2, -(-m // 2)) and (n == m // 2 or m % 2) and n
+        for m, n in zip(above[1:], here[1:], strict=True)
+    )
 
 
 def _array(group: Path, level: _Level, layout: _Layout, result: Result) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from cellseg.outputs.result import Result, output_file
 
 DIGITS = 3
 """Decimals of centroids: a thousandth of a voxel."""
+_ROWS = 10_000
+"""Rows that are put into words at once."""
 
 
 def columns(result: Result) -> dict[str, NDArray[Any]]:
@@ -53,13 +56,16 @@ def columns(result: Result) -> dict[str, NDArray[Any]]:
 def write_csv(result: Result, path: Path) -> None:
     """Write the object table as CSV; a missing score is an empty field."""
     table = columns(result)
-    lists = {name: column.tolist() for name, column in table.items()}
-    lists["score"] = ["" if np.isnan(s) else round(s, 6) for s in lists["score"]]
-    lists["touches_border"] = [str(t).lower() for t in lists["touches_border"]]
+    total = len(table["id"])
     with output_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(lists)
-        writer.writerows(zip(*lists.values(), strict=True))
+        writer.writerow(table)
+        for start in range(0, total, _ROWS):
+            result.pause()
+            part = {name: column[start : start + _ROWS].tolist() for name, column in table.items()}
+            part["score"] = ["" if isnan(s) else round(s, 6) for s in part["score"]]
+            part["touches_border"] = [str(t).lower() for t in part["touches_border"]]
+            writer.writerows(zip(*part.values(), strict=True))
 
 
 def write_parquet(result: Result, path: Path) -> None:

@@ -49,6 +49,16 @@ class View:
         return space if self.channels is None else (len(self.channels), *space)
 
     @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """What is decoded at once, in the axes of ``shape``; None where pixels come singly."""
+        stored: tuple[int, ...] | None = getattr(self.pixels, "chunk", None)
+        if stored is None:
+            return None
+        at = [self.axes.find(axis) for axis in "ZYX"]
+        space = tuple(1 if place < 0 else stored[place] for place in at)
+        return space if self.channels is None else (1, *space)
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the elements."""
         dtype = self.pixels.dtype

@@ -111,8 +111,8 @@ def quiet() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         for module in ("lightning", "torch"):
             warnings.filterwarnings("ignore", module=rf"{module}\b.*")
-        for name in ("lightning.fabric", "lightning.fabric.utilities.rank_zero"):
-            logger = logging.getLogger(name)
+        for part in ("fabric", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero"):
+            logger = logging.getLogger(f"lightning.{part}")
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         yield

@@ -75,9 +75,12 @@ def _help(model: type[Options], name: str) -> Sequence[str]:
 
 
 def _entry(name: str, value: object) -> str:
+    return f"{_flow(name)}: {_flow(value)}"
+
+
+def _flow(value: object) -> str:
+    """``value`` as YAML on one line."""
     import yaml
 
-    # In flow style, so that each option stays on one line.
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    value_only = text.removesuffix("...\n").rstrip()
-    return f"{name}: {value_only}"
+    return text.removesuffix("...\n").rstrip()

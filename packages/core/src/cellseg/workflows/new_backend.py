@@ -126,8 +126,9 @@ where pytest is missing):
 
     pytest
 
-Then make it yours, in `$module.py`: the options, what `train` writes to `job.model`, and how `load`
-reads it back. The guide is `docs/write-a-backend.md` in the repository of cellseg.
+Then make it yours, in `$module.py`:
+the options, what `train` writes to `job.model`, and how `load` reads it back.
+The guide is `docs/write-a-backend.md` in the repository of cellseg.
 """)
 
 

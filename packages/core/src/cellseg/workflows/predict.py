@@ -19,12 +19,14 @@ from cellseg.normalise import Normaliser
 from cellseg.options import parse
 from cellseg.outputs.formats import Format, Output, output_for, output_inside
 from cellseg.plugins import Plugins
-from cellseg.readers import reader_for
+from cellseg.readers import describe, reader_for
 from cellseg.specs import PredictJob, PredictorSpec
 from cellseg.workflows.predict_settings import PredictSettings
 from cellseg.workflows.predict_summary import PlannedImage, PredictSummary, memory_estimate
 
 WORK = ".cellseg"
+_SHOWN = 3
+"""Images that are described before the work begins."""
 _FILES = (".tif", ".tiff", ".h5", ".hdf5", ".csv", ".parquet", ".geojson", ".png", ".zarr")
 _FREE = (
     "output",
@@ -89,13 +91,13 @@ def predict(
         work.join(request)
         summary = work.summary()
         if summary is not None:
+            _check_still_there(items)
             emit(Note("All of it is done already."))
             return _summary(items, summary["objects"], began)
     else:
         _refuse_to_overwrite(items, settings)
-    for item in items:
-        for note in _notes(item):
-            emit(Note(note))
+    for note in _notes(items):
+        emit(Note(note))
     prediction = Prediction(recipe, items, share, emit, interrupted)
     prediction.load()
     if settings.output is not None:
@@ -332,15 +334,29 @@ def _refuse_to_overwrite(items: Sequence[Item], settings: PredictSettings) -> No
                 )
 
 
-def _notes(item: Item) -> list[str]:
-    uncut = [
-        axis
-        for axis, tiles, halo in zip("zyx", item.plan.grid, item.plan.halo, strict=True)
-        if tiles > 1 and not halo and not (axis == "z" and item.plan.core[0] == 1)
-    ]
-    if not uncut:
-        return []
-    return [f"{item.name}: without a halo along {', '.join(uncut)}, tiles cut objects there."]
+def _check_still_there(items: Sequence[Item]) -> None:
+    for item in items:
+        for output in item.outputs:
+            if not output.path.exists():
+                raise UsageError(
+                    f"{output.path} was written, but is gone.", hint="Start anew with --overwrite."
+                )
+
+
+def _notes(items: Sequence[Item]) -> list[str]:
+    """How the images are understood, and where their tiles will cut objects."""
+    notes = describe([frame for item in items[:_SHOWN] for frame in item.frames])
+    if len(items) > _SHOWN:
+        notes.append(f"... and {len(items) - _SHOWN} more image(s).")
+    for item in items:
+        uncut = [
+            axis
+            for axis, tiles, halo in zip("zyx", item.plan.grid, item.plan.halo, strict=True)
+            if tiles > 1 and not halo and not (axis == "z" and item.plan.core[0] == 1)
+        ]
+        if uncut:
+            notes.append(f"{item.name}: without a halo along {', '.join(uncut)}, cells are cut.")
+    return notes
 
 
 def _dry_run(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -> PredictSummary:
