@@ -124,11 +124,15 @@ def same_objects(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def peak_megabytes(images: Path, out: Path) -> float:
-    """Peak memory of a process that predicts, and does nothing else."""
+    """Peak memory of a process that predicts, and does nothing else.
+
+    Tiles of 512², so that the small image too has more of them than are in memory at once.
+    """
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import engine; "
         "from pathlib import Path; "
-        "engine.engine(Path(sys.argv[2]), Path(sys.argv[3]), format=('ome-zarr', 'csv')); "
+        "engine.engine(Path(sys.argv[2]), Path(sys.argv[3]), format=('ome-zarr', 'csv'), "
+        "tile_size=512); "
         # Not getrusage, whose peak is that of the parent to begin with.
         "status = open('/proc/self/status').read(); "
         "print(int(status.split('VmHWM:')[1].split()[0]) / 1024)"

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# One core computes, the other prepares patches. More threads would spend a busy computer waiting.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import tifffile
@@ -55,18 +56,20 @@ PLANS = {
     "dsb2018_fluo": Plan(
         test=14,
         val=4,
-        epochs=20,
+        epochs=18,
         min_size=0,
-        options={"patch_size": 128, "patches_per_image": 16, "decay_epochs": 20},
+        options={"patch_size": 128, "patches_per_image": 16, "decay_epochs": 18},
     ),
     "usiigaci_phase": Plan(
         test=2,
         val=1,
-        epochs=20,
+        epochs=10,
         min_size=100,
-        options={"patch_size": 192, "patches_per_image": 52, "decay_epochs": 20},
+        options={"patch_size": 256, "patches_per_image": 36, "decay_epochs": 10, "batch_size": 4},
     ),
 }
+
+OPTIONS: dict[str, object] = {"learning_rate": 3e-3, "num_workers": 1}
 
 
 def main() -> None:
@@ -89,7 +92,7 @@ def main() -> None:
 def compare(name: str, source: Path, plan: Plan, folder: Path) -> None:
     counts = copy_split(source, plan, folder)
     print(f"{name}: {counts['train']} images to train, {counts['val']} to validate, ", end="")
-    print(f"{counts['test']} to score, {os.environ['OMP_NUM_THREADS']} threads\n")
+    print(f"{counts['test']} to score\n")
     minutes, cpu_minutes = fit(plan, folder)
     predict(
         Plugins(),
@@ -122,16 +125,17 @@ def compare(name: str, source: Path, plan: Plan, folder: Path) -> None:
         )
     rows.append(["all", "", *figures(ours.pooled), *figures(peer.pooled)])
     table(rows)
-    print(f"training: {minutes:.1f} minutes, {cpu_minutes:.1f} CPU-minutes")
+    print(f"training: {cpu_minutes:.1f} minutes of one core (another prepared patches), ", end="")
+    print(f"{minutes:.1f} minutes on this computer with what else it did")
     print(f"classical: smoothing {smoothing}, separation {separation}\n")
     f1, msa = figures(ours.pooled)
     if name == "dsb2018_fluo":
         result("quality_f1", f1, ">=0.80", f1 >= 0.80)
         result(
-            "training_cpu_minutes_per_core",
-            cpu_minutes / 2,
+            "training_minutes",
+            cpu_minutes,
             f"<={MINUTES}",
-            cpu_minutes / 2 <= MINUTES,
+            cpu_minutes <= MINUTES,
         )
         result(
             "quality_f1_over_classical",
@@ -174,7 +178,7 @@ def fit(plan: Plan, folder: Path) -> tuple[float, float]:
 
     def late() -> bool:
         # CPU time, so that a computer that is busy otherwise trains as long as an idle one.
-        return (time.process_time() - cpu) / 60 > 2 * MINUTES - 0.5
+        return (time.process_time() - cpu) / 60 > MINUTES - 0.3
 
     try:
         train(
@@ -183,7 +187,7 @@ def fit(plan: Plan, folder: Path) -> tuple[float, float]:
             folder / "train",
             folder / "run",
             settings=TrainSettings(val=folder / "val", epochs=plan.epochs, device="cpu"),
-            options=plan.options,
+            options={**OPTIONS, **plan.options},
             emit=emit,
             interrupted=late,
         )
@@ -210,7 +214,7 @@ def classical_parameters(folder: Path, plan: Plan) -> tuple[float, int]:
         scores = evaluate(
             Plugins(), made / "p", made / "t", EvaluateSettings(min_size=plan.min_size)
         )
-        if (f1 := scores.pooled["f1@0.5"]) > best:
+        if (f1 := scores.pooled["f1@0.50"]) > best:
             best, chosen = f1, (smoothing, separation)
         shutil.rmtree(made)
     return chosen
@@ -238,7 +242,7 @@ def classical(
 
 def figures(scores: object) -> tuple[float, float]:
     values = dict(scores)  # type: ignore[call-overload]
-    return float(values["f1@0.5"]), float(values["msa"])
+    return float(values["f1@0.50"]), float(values["mSA@0.50:0.95"])
 
 
 def count_of(labels: Path, name: str) -> int:

@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/startup.py [--peer PATH/micro_sam.train]
 
-The bare program is what a command line of this kind pays as Typer comes: Typer, pluggy and rich, two
-commands, of which only the one asked for gets its flags. Each program runs several times, in turns,
-with its byte code compiled; the medians count.
+The bare program is what a command line of this kind pays as Typer comes: Typer, pluggy and rich,
+two commands, of which only the one asked for gets its flags. Each program runs several times, in
+turns, with its byte code compiled; the medians count.
 """
 
 from __future__ import annotations

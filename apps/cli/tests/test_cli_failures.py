@@ -142,6 +142,30 @@ def test_an_empty_file(cellseg, copy, tmp_path) -> None:
     _refused(cellseg, copy, tmp_path, image)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "nan"])
+def test_predict_refuses_a_damaged_image(damage, cellseg, data, copy, tmp_path) -> None:
+    import numpy as np
+    import tifffile
+
+    cellseg("train", data, "-o", tmp_path / "run", "--backend", "otsu", "--epochs", 1)
+    image = _first(copy / "images")
+    if damage == "truncated":
+        image.write_bytes(image.read_bytes()[:-2000])
+    elif damage == "empty":
+        image.write_bytes(b"")
+    else:
+        pixels = tifffile.imread(image).astype(np.float32)
+        pixels[3, 4] = np.nan
+        tifffile.imwrite(image, pixels)
+    out = tmp_path / "out"
+    line = ("predict", copy / "images", "--model", tmp_path / "run", "-o", out, "--quiet")
+    done = cellseg(*line, "--json")
+    assert done.code in (4, 9), done.err
+    assert image.stem in done.err and "Traceback" not in done.err
+    assert done.json["error"]["exit_code"] == done.code
+    assert not (out / f"{image.stem}.tif").exists(), "no labels of a damaged image"
+
+
 def test_labels_of_another_shape(cellseg, copy, tmp_path) -> None:
     import numpy as np
     import tifffile
@@ -182,19 +206,23 @@ def test_an_output_below_a_file(cellseg, data, tmp_path) -> None:
     assert str(file) in done.err and "Traceback" not in done.err
 
 
-def test_a_full_disk(data, tmp_path) -> None:
-    """A real one: a file system of 100 KiB, which only a new mount namespace sees."""
+@pytest.mark.parametrize(
+    "options, fill, said",
+    [("size=100k", 94000, "the disk is full"), ("ro", 0, "the file system is read-only")],
+)
+def test_a_disk_that_is_full_or_read_only(options, fill, said, data, tmp_path) -> None:
+    """A real one: a small file system that only a new mount namespace sees."""
     small = tmp_path / "small"
     small.mkdir()
-    mount = f"mount -t tmpfs -o size=100k none {small}"
+    mount = f"mount -t tmpfs -o {options} none {small}"
     if not shutil.which("unshare") or subprocess.run(["unshare", "-m", *mount.split()]).returncode:
         pytest.skip("may not mount a file system")
     train = f"{sys.executable} -m cellseg_cli.main train {data} -o {small}/run --backend otsu -q"
-    fill = f"head -c 94000 /dev/zero > {small}/junk"
-    script = f"{mount} && {fill}; {train}; code=$?; ls -A {small}/run/model; exit $code"
+    junk = f"head -c {fill} /dev/zero > {small}/junk" if fill else "true"
+    script = f"{mount} && {junk}; {train}; code=$?; ls -A {small}/run/model; exit $code"
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 7, done.stderr
-    assert "the disk is full" in done.stderr and str(small) in done.stderr
+    assert said in done.stderr and str(small) in done.stderr
     assert "Traceback" not in done.stderr
     assert "bundle.json" not in done.stdout
 

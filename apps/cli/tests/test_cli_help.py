@@ -133,3 +133,14 @@ def test_every_error_code_is_in_the_table_of_codes() -> None:
     kinds = [CellsegError, *CellsegError.__subclasses__()]
     for kind in kinds:
         assert str(kind.exit_code) in (failures.__doc__ or "")
+
+
+def test_bash_completes(monkeypatch, capsys) -> None:
+    from cellseg_cli.main import main
+
+    monkeypatch.setenv("_CELLSEG_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "cellseg train --backend otsu --min-s")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    with pytest.raises(SystemExit):
+        main([])
+    assert "--min-size" in capsys.readouterr().out

@@ -230,3 +230,24 @@ def test_warnings_of_libraries_are_for_verbose(monkeypatch) -> None:
         Console()
         assert warnings.filters[0][0] == "ignore"
     assert logging.getLogger().level == logging.WARNING
+
+
+@pytest.mark.slow
+def test_demo(cellseg, tmp_path) -> None:
+    pytest.importorskip("cellseg_vista")
+    folder = tmp_path / "demo"
+    done = cellseg("demo", "--fast", "-o", folder, "--json")
+    assert done.code == 0, done.err
+    for what in ("picture", "report", "run"):
+        assert Path(done.json[what]).exists()
+    again = cellseg("demo", "--fast", "-o", folder)
+    assert again.code == 4 and "--overwrite" in again.err
+
+
+def test_demo_without_its_backend(cellseg, tmp_path, monkeypatch) -> None:
+    from cellseg.plugins import Plugins
+
+    monkeypatch.setattr("cellseg_cli.commands.setup.Plugins", lambda: Plugins([]))
+    done = cellseg("demo", "-o", tmp_path / "demo")
+    assert done.code == 5 and "uv pip install cellseg-vista" in done.err
+    assert not (tmp_path / "demo").exists()

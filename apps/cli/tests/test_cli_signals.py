@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture

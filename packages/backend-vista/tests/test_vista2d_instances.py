@@ -7,7 +7,7 @@ import pytest
 
 from cellseg_vista.instances import PixelMaps, find_instances
 from cellseg_vista.options import Vista2dPredictOptions
-from cellseg_vista.targets import depth, edges, pixel_weights
+from cellseg_vista.targets import contacts, depth, edges, pixel_weights
 
 
 def disc(shape: tuple[int, int], centre: tuple[int, int], radius: int) -> np.ndarray:
@@ -44,6 +44,15 @@ def test_edges_lie_inside_objects_and_tell_touching_ones_apart() -> None:
 
 def test_the_rim_of_a_patch_is_no_edge() -> None:
     assert not edges(np.ones((8, 8), np.uint8)).any()
+
+
+def test_contacts_lie_where_two_objects_are_near() -> None:
+    labels = two_cells()
+    found = contacts(labels)
+    for y, x in np.ndindex(labels.shape):
+        around = labels[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3]
+        assert found[y, x] == (len(set(np.unique(around)) - {0}) > 1)
+    assert not contacts(np.zeros((5, 7), int)).any()
 
 
 def test_depth_is_one_in_the_middle_and_zero_outside() -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 10.0
+_MOST_METRICS = 2
+"""Beside a bar there is no room for more."""
 
 
 class _Display(Protocol):
@@ -146,7 +148,7 @@ class _Bar:
             self._task,
             completed=event.step,
             total=event.total,
-            metrics=_metrics(event.metrics.items()),
+            metrics=_metrics(list(event.metrics.items())[:_MOST_METRICS]),
         )
         speed = self._bar.tasks[0].speed
         if speed:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import typer
+from typer.models import ArgumentInfo
 
 from cellseg.options import Options, flag
 from cellseg.plugins import Plugins
@@ -109,8 +110,10 @@ _EVERYWHERE = ("json", "quiet", "verbose")
 
 def _own(parameter: inspect.Parameter) -> Row:
     kind, info = get_args(parameter.annotation)[:2]
-    names = [name for name in info.param_decls or () if name.startswith("-")]
-    is_argument = type(info).__name__ == "ArgumentInfo"
+    # Typer takes the first name of a flag for its default, until it reads the signature.
+    given = (info.default, *(info.param_decls or ()))
+    names = [name for name in given if isinstance(name, str) and name.startswith("-")]
+    is_argument = isinstance(info, ArgumentInfo)
     shown = f"`{info.metavar}`" if is_argument else _code(names or [flag(parameter.name)])
     default = parameter.default
     if default is inspect.Parameter.empty:

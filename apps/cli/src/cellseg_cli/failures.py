@@ -38,7 +38,7 @@ def report(error: BaseException, line: Sequence[str]) -> int:
         traceback.print_exception(error)
         typer.secho(_BUG, fg="red", err=True)
         return CellsegError.exit_code
-    if _verbose(line):
+    if _verbose(line) and not isinstance(known, InterruptedRunError):
         traceback.print_exception(error)
     typer.secho(f"Error: {known}", fg="red", err=True)
     if known.hint:

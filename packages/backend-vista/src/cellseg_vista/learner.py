@@ -80,8 +80,9 @@ class Vista2dLearner(nn.Module):
         semantic = semantic_loss(
             maps.semantic, (labels > 0).long(), options.ce_weight, options.dice_weight
         )
+        emphasis = 1 + (options.weight_contact - 1) * batch["contact"].float()
         distance = F.binary_cross_entropy_with_logits(
-            maps.distance[:, 0].float(), batch["distance"]
+            maps.distance[:, 0].float(), batch["distance"], emphasis
         )
         terms = discriminative_loss(maps.embedding, labels, batch["weight"], self._margins)
         loss = (

@@ -20,6 +20,7 @@ class Vista2dOptions(TorchOptions, PatchOptions, AugmentOptions):
             "ce_weight",
             "dice_weight",
             "weight_distance",
+            "weight_contact",
             "weight_pull",
             "weight_push",
             "weight_norm",
@@ -42,6 +43,8 @@ class Vista2dOptions(TorchOptions, PatchOptions, AugmentOptions):
     """Weight of the Dice loss, over the classes that a batch contains."""
     weight_distance: float = Field(1.0, ge=0)
     """Weight of the loss of the distance map, which says how deep in its cell a pixel lies."""
+    weight_contact: float = Field(5.0, ge=1)
+    """How much more than others the pixels between touching cells weigh in the distance's loss."""
     weight_pull: float = Field(0.1, ge=0)
     """Weight of the term that draws the pixels of a cell together in the embedding."""
     weight_push: float = Field(0.1, ge=0)

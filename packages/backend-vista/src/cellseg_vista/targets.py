@@ -35,7 +35,7 @@ def depth(labels: NDArray[np.integer]) -> NDArray[np.float32]:
         ``(y, x)`` float32, the Euclidean distance to the object's edge over its maximum.
     """
     import cv2
-    from scipy import ndimage
+    import fastremap
 
     inside = labels > 0
     if not inside.any():
@@ -47,11 +47,29 @@ def depth(labels: NDArray[np.integer]) -> NDArray[np.float32]:
     else:
         distance[inside] = cv2.distanceTransform(inner, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[inside]
         distance[inside] += 1
-    ids, dense = np.unique(labels, return_inverse=True)
-    dense = dense.reshape(labels.shape)
-    deepest = np.asarray(ndimage.maximum(distance, dense, np.arange(len(ids))), np.float32)
-    result: NDArray[np.float32] = distance / np.maximum(deepest, 1)[dense]
+    dense, _ = fastremap.renumber(labels, in_place=False)
+    deepest = np.ones(int(dense.max()) + 1, np.float32)
+    np.maximum.at(deepest, dense.ravel(), distance.ravel())
+    result: NDArray[np.float32] = distance / deepest[dense]
     return result
+
+
+def contacts(labels: NDArray[np.integer], reach: int = 2) -> NDArray[np.bool_]:
+    """Pixels with two different objects within ``reach`` pixels: where cells run together.
+
+    Args:
+        labels: ``(y, x)`` integers, 0 for background.
+        reach: half the width of the square that is looked at.
+    """
+    import cv2
+    import fastremap
+
+    dense = fastremap.renumber(labels, in_place=False)[0].astype(np.float32)
+    window = np.ones((2 * reach + 1,) * 2, np.uint8)
+    highest = cv2.dilate(dense, window)
+    lowest = cv2.erode(np.where(dense > 0, dense, np.float32(np.inf)), window)
+    different: NDArray[np.bool_] = highest > lowest
+    return different
 
 
 def pixel_weights(

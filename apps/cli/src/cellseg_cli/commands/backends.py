@@ -13,7 +13,7 @@ from cellseg.specs import BaseWeights
 from cellseg.workflows.doctor import InstalledBackend, installed_backend, installed_backends
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console, columns
-from cellseg_cli.flags import Command, help_text, with_flags
+from cellseg_cli.flags import Command, help_text, in_order, with_flags
 from cellseg_cli.pages import CommandPage, settings
 from cellseg_cli.spelling import spelling
 
@@ -100,8 +100,7 @@ def _page(backend: InstalledBackend) -> Iterator[str]:
     yield from (f"  {_weights_line(weights)}" for weights in backend.weights)
     for title, model in _option_classes(backend):
         rows = [
-            (f"  {flag(name)}", _shown(info), help_text(info))
-            for name, info in model.model_fields.items()
+            (f"  {flag(name)}", _shown(info), help_text(info)) for name, info in in_order(model)
         ]
         if rows:
             yield ""
@@ -133,7 +132,7 @@ def _as_json(model: type[Options]) -> list[dict[str, object]]:
     defaults = model().model_dump(mode="json")
     return [
         {"flag": flag(name), "name": name, "default": defaults[name], "help": info.description}
-        for name, info in model.model_fields.items()
+        for name, info in in_order(model)
     ]
 
 

@@ -10,6 +10,8 @@ from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group
 from cellseg_cli.lookup import ConfigFile, Line
 
+_DEFAULT = "zip"
+
 
 def export(arguments: Arguments) -> Command:
     """The command, with the options of the exporter where the line names model and format."""
@@ -17,9 +19,9 @@ def export(arguments: Arguments) -> Command:
     from cellseg.options import NoOptions
 
     line = Line(arguments)
-    name, model_path = line.chosen("format"), line.existing(())
+    name, model_path = line.chosen("format") or _DEFAULT, line.existing(())
     options = NoOptions
-    if name and model_path:
+    if model_path is not None:
         _, bundle = Bundle.find(model_path)
         options = line.plugins.exporter(bundle.backend, name).options
     groups = [Group(options, f"Format: {name}")]
@@ -36,7 +38,7 @@ def export(arguments: Arguments) -> Command:
         format: Annotated[
             str,
             typer.Option(help="Name of the format; cellseg backends info lists them."),
-        ] = "zip",
+        ] = _DEFAULT,
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Replace what is there.")
         ] = False,
@@ -49,12 +51,12 @@ def export(arguments: Arguments) -> Command:
             target = export(
                 line.plugins,
                 model,
-                format,
+                name,
                 output,
                 overwrite=overwrite,
                 options=given.values(options),
                 emit=emit,
             )
-        console.result({"output": str(target), "format": format}, [f"Written: {target}"])
+        console.result({"output": str(target), "format": name}, [f"Written: {target}"])
 
     return Command(run, groups, line.file, line.configured, ("format",))

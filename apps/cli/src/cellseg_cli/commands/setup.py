@@ -10,6 +10,7 @@ from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command
 from cellseg_cli.lookup import Line, TrainerName
+from cellseg_cli.signals import stoppable
 
 
 def demo(arguments: Arguments) -> Command:
@@ -23,12 +24,22 @@ def demo(arguments: Arguments) -> Command:
         fast: Annotated[
             bool, typer.Option("--fast", help="Train for seconds only: shows that all works.")
         ] = False,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Replace an earlier demo.")
+        ] = False,
     ) -> None:
         """Train, predict and score on synthetic cells; needs no data."""
         from cellseg.workflows.demo import demo
 
-        with console.following("Demo", "step") as emit:
-            result = demo(Plugins(), output, fast=fast, emit=emit)
+        with stoppable() as interrupted, console.following("Training", "step") as emit:
+            result = demo(
+                Plugins(),
+                output,
+                fast=fast,
+                overwrite=overwrite,
+                emit=emit,
+                interrupted=interrupted,
+            )
         console.result(result.to_dict(), result.lines())
 
     return Command(run)

@@ -15,7 +15,7 @@ from cellseg.engine.plan import Box, Plan
 from cellseg.engine.records import Record
 from cellseg.engine.stitch import Stitched
 
-CACHE_BYTES = 32 << 20
+CACHE_BYTES = 16 << 20
 """Tiles kept decompressed, for readers whose blocks are not the tiles."""
 
 
@@ -52,7 +52,7 @@ class StitchedLabels:
         ]
         tiles = [(z * ny + y) * nx + x for z, y, x in product(*ranges)]
         if len(tiles) == 1 and self._plan.core_box(tiles[0]) == wanted:
-            return self._tile(tiles[0])
+            return self._read(tiles[0])
         block = np.zeros(wanted.shape, np.uint32)
         for tile in tiles:
             box = self._plan.core_box(tile)
@@ -66,10 +66,13 @@ class StitchedLabels:
         if tile in self._cache:
             self._cache.move_to_end(tile)
             return self._cache[tile]
-        ids = np.take(self._stitched.table(tile), self._records[tile].core)
+        ids = self._read(tile)
         ids.flags.writeable = False
         self._cache[tile] = ids
         self._cached += ids.nbytes
         while self._cached > CACHE_BYTES and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].nbytes
         return ids
+
+    def _read(self, tile: int) -> NDArray[np.uint32]:
+        return np.take(self._stitched.table(tile), self._records[tile].core)

@@ -11,13 +11,13 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.engine.plan import Direction
-from cellseg.engine.tile import Objects, TileLabels
+from cellseg.engine.tile import TileLabels
 from cellseg.files import storage_errors
 
 _COLUMNS = ("area", "centroid", "low", "high", "score", "kind")
@@ -68,19 +68,12 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with path.open("rb") as file:
-            magic, head = file.readline(), file.readline()
-            self._start = file.tell()
-        if magic != _MAGIC:
-            raise ValueError(f"{path} is no tile record")
-        self._head = json.loads(head)
 
     def whole(self) -> bool:
         """Whether the file holds what was written."""
         with self._path.open("rb") as file:
-            file.seek(self._start)
+            head = _head(file)
             body = file.read()
-        head = self._head
         return bool(len(body) == head["size"] and zlib.crc32(body) == head["crc"])
 
     @property
@@ -92,27 +85,55 @@ class Record:
         """The labels in the window towards ``direction``."""
         return self._arrays([_key(direction)])[0]
 
+    def column(self, name: str) -> NDArray[Any]:
+        """A field of the tile's ``Objects``."""
+        return self._arrays([name])[0]
+
     @property
-    def objects(self) -> Objects:
-        """The objects of the tile."""
-        return Objects(*self._arrays(_COLUMNS))
+    def count(self) -> int:
+        """Number of objects of the tile."""
+        with self._path.open("rb") as file:
+            return int(_head(file)["arrays"]["area"][3][0])
 
     def _arrays(self, names: Sequence[str]) -> list[NDArray[Any]]:
         from imagecodecs import lz4_decode
 
         arrays = []
         with self._path.open("rb") as file:
+            index = _head(file)["arrays"]
+            begin = file.tell()
             for name in names:
-                position, length, code, shape = self._head["arrays"][name]
+                position, length, code, shape = index[name]
                 dtype = np.dtype(code)
                 if not length:
                     arrays.append(np.zeros(shape, dtype))
                     continue
-                file.seek(self._start + position)
+                file.seek(begin + position)
                 size = int(np.prod(shape)) * dtype.itemsize
                 raw = lz4_decode(file.read(length), out=size)
                 arrays.append(np.frombuffer(raw, dtype).reshape(shape))
         return arrays
+
+
+class PartsOnDisk:
+    """``stitch.Parts`` of tiles with a record."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+
+    def counts(self) -> list[int]:
+        """Number of objects in each tile."""
+        return [record.count for record in self._records]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A field of ``Objects``, of all tiles one after the other."""
+        return np.concatenate([record.column(name) for record in self._records])
+
+
+def _head(file: BinaryIO) -> dict[str, Any]:
+    if file.readline() != _MAGIC:
+        raise ValueError(f"{file.name} is no tile record")
+    return dict(json.loads(file.readline()))
 
 
 def is_whole(path: Path) -> bool:

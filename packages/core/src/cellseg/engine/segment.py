@@ -9,7 +9,7 @@ import numpy as np
 
 from cellseg.data import ZYX, Segmentation, Tile
 from cellseg.engine.plan import Box, Plan
-from cellseg.engine.stitch import stitch
+from cellseg.engine.stitch import PartsInMemory, stitch
 from cellseg.engine.tile import NO_CLASS, tile_labels
 from cellseg.errors import DeviceError, PluginError
 from cellseg.specs import Predictor
@@ -115,9 +115,8 @@ class Segmenter:
             read = (slice(None), *plan.read_box(index).slices)
             half = Tile(image=np.ascontiguousarray(tile.image[read]), spacing=tile.spacing)
             parts.append(tile_labels(self([half])[0], plan, index))
-        joined = stitch(
-            plan, [p.objects for p in parts], lambda i, d: parts[i].strips[d], self._least
-        )
+        found = PartsInMemory([part.objects for part in parts])
+        joined = stitch(plan, found, lambda i, d: parts[i].strips[d], self._least)
         labels = np.zeros(shape, np.uint32)
         for index, part in enumerate(parts):
             box: Box = plan.core_box(index)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,31 @@ MOST_IDS = 2**32 - 1
 
 Strip = Callable[[int, Direction], NDArray[Any]]
 """The labels of a tile in the window it shares with its neighbour in a direction."""
+
+
+class Parts(Protocol):
+    """What the tiles of an image found, in the order of tiles."""
+
+    def counts(self) -> list[int]:
+        """Number of objects in each tile."""
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A field of ``Objects``, of all tiles one after the other."""
+
+
+class PartsInMemory:
+    """``Parts`` of tiles that are all there."""
+
+    def __init__(self, objects: Sequence[Objects]) -> None:
+        self._objects = objects
+
+    def counts(self) -> list[int]:
+        """Number of objects in each tile."""
+        return [len(objects) for objects in self._objects]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A field of ``Objects``, of all tiles one after the other."""
+        return np.concatenate([getattr(objects, name) for objects in self._objects])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +96,12 @@ def matches(
     return of_a[same], of_b[same]
 
 
-def stitch(plan: Plan, objects: Sequence[Objects], strip: Strip, least: float) -> Stitched:
+def stitch(plan: Plan, parts: Parts, strip: Strip, least: float) -> Stitched:
     """Number the objects of all tiles, in the order of tiles and of ids within a tile.
 
     Args:
         plan: the tiles of the image.
-        objects: what each tile found.
+        parts: what each tile found.
         strip: reads the labels in a window between two tiles.
         least: the share of the smaller object that makes two objects one.
 
@@ -86,12 +111,13 @@ def stitch(plan: Plan, objects: Sequence[Objects], strip: Strip, least: float) -
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    offset = np.concatenate([[0], np.cumsum([len(o) for o in objects], dtype=np.int64)])
+    counts = parts.counts()
+    offset = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     total = int(offset[-1])
     first, second = [], []
     for tile in range(len(plan)):
         for direction, other in plan.neighbours(tile):
-            if other < tile or not len(objects[tile]) or not len(objects[other]):
+            if other < tile or not counts[tile] or not counts[other]:
                 continue
             back = (-direction[0], -direction[1], -direction[2])
             a, b = matches(strip(tile, direction), strip(other, back), least)
@@ -110,40 +136,31 @@ def stitch(plan: Plan, objects: Sequence[Objects], strip: Strip, least: float) -
         count, group = total, np.arange(total)
     if count > MOST_IDS:
         raise DataError(f"{count} objects are more than a uint32 label image can number.")
-    return Stitched((group + 1).astype(np.uint32), offset, _merge(objects, group, count))
+    return Stitched((group + 1).astype(np.uint32), offset, _merge(parts, group, count))
 
 
-def _merge(parts: Sequence[Objects], group: NDArray[np.int64], count: int) -> Objects:
-    """Objects from their parts: boxes united, scores weighted by area, class of the largest."""
-    area = _joined([p.area for p in parts])
-    if count == len(area):
-        return Objects(
-            area,
-            _joined([p.centroid for p in parts]),
-            _joined([p.low for p in parts]),
-            _joined([p.high for p in parts]),
-            _joined([p.score for p in parts]),
-            _joined([p.kind for p in parts]),
-        )
+def _merge(parts: Parts, group: NDArray[np.int64], count: int) -> Objects:
+    """Objects from their parts: boxes united, scores weighted by area, class of the largest.
+
+    One column after the other, so that not all of them are in memory twice.
+    """
+    area = parts.column("area")
     total = np.bincount(group, area, count)
-    centroid = _joined([p.centroid for p in parts])
-    centroid = np.stack(
-        [np.bincount(group, area * centroid[:, i], count) / total for i in range(3)], axis=1
-    )
-    low = np.full((count, 3), np.iinfo(np.int64).max)
-    high = np.zeros((count, 3), np.int64)
-    np.minimum.at(low, group, _joined([p.low for p in parts]))
-    np.maximum.at(high, group, _joined([p.high for p in parts]))
-    score = _joined([p.score for p in parts])
+    parted = parts.column("centroid")
+    centroid = np.empty((count, 3))
+    for axis in range(3):
+        centroid[:, axis] = np.bincount(group, area * parted[:, axis], count) / total
+    del parted
+    low = np.full((count, 3), np.iinfo(np.int32).max, np.int32)
+    np.minimum.at(low, group, parts.column("low"))
+    high = np.zeros((count, 3), np.int32)
+    np.maximum.at(high, group, parts.column("high"))
+    score = parts.column("score")
     scored = ~np.isnan(score)
     weight = np.bincount(group[scored], area[scored], count)
     points = np.bincount(group[scored], (area * score)[scored], count)
     mean = np.divide(points, weight, out=np.full(count, np.nan), where=weight > 0)
-    kind = np.full(count, NO_CLASS, np.int64)
+    kind = np.full(count, NO_CLASS, np.int32)
     order = np.argsort(area, kind="stable")
-    kind[group[order]] = _joined([p.kind for p in parts])[order]
-    return Objects(total.astype(np.int64), centroid, low, high, mean, kind)
-
-
-def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(arrays)
+    kind[group[order]] = parts.column("kind")[order]
+    return Objects(total.astype(np.int64), centroid, low, high, mean.astype(np.float32), kind)

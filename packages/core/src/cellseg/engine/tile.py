@@ -26,18 +26,31 @@ class Objects:
     """``(n,)``, voxels."""
     centroid: NDArray[np.float64]
     """``(n, 3)``, voxels from the start of the image, ``(z, y, x)``."""
-    low: NDArray[np.int64]
+    low: NDArray[np.int32]
     """``(n, 3)``, first voxel of the bounding box."""
-    high: NDArray[np.int64]
+    high: NDArray[np.int32]
     """``(n, 3)``, voxel after the last."""
-    score: NDArray[np.float64]
+    score: NDArray[np.float32]
     """``(n,)``, NaN where the model gives none."""
-    kind: NDArray[np.int64]
+    kind: NDArray[np.int32]
     """``(n,)``, index of the class, ``NO_CLASS`` where the model gives none."""
 
     def __len__(self) -> int:
         """Number of objects."""
         return len(self.area)
+
+
+def no_objects() -> Objects:
+    """Of a tile without any."""
+    box = np.zeros((0, 3), np.int32)
+    return Objects(
+        np.zeros(0, np.int64),
+        np.zeros((0, 3)),
+        box,
+        box,
+        np.zeros(0, np.float32),
+        np.zeros(0, np.int32),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +80,7 @@ def tile_labels(found: Segmentation, plan: Plan, tile: int) -> TileLabels:
         direction: renumber(found.labels[plan.window(tile, direction).within(outer)])
         for direction, _ in plan.neighbours(tile)
     }
-    objects = _measure(runs, local, ids, found, np.array(box.start))
+    objects = _measure(runs, local, ids, found, np.array(box.start, np.int32))
     return TileLabels(renumber(inner), strips, objects)
 
 
@@ -134,18 +147,17 @@ def _measure(
     local: NDArray[np.int64],
     ids: NDArray[np.int64],
     found: Segmentation,
-    start: NDArray[np.int64],
+    start: NDArray[np.int32],
 ) -> Objects:
     n = len(ids)
     if not n:
-        nothing, none = np.zeros((0, 3), np.int64), np.zeros(0, np.int64)
-        return Objects(none, nothing.astype(float), nothing, nothing, none.astype(float), none)
+        return no_objects()
     area = np.bincount(local, runs.length)[1:]
     # The runs of each object, one object after the other.
     order = np.argsort(local.astype(_smallest(n)), kind="stable")
     begin = np.concatenate([[0], np.cumsum(np.bincount(local)[1:-1])])
     length = runs.length[order]
-    centroid, low, high = np.empty((n, 3)), np.empty((n, 3), np.int64), np.empty((n, 3), np.int64)
+    centroid, low, high = np.empty((n, 3)), np.empty((n, 3), np.int32), np.empty((n, 3), np.int32)
     for axis, place in enumerate(runs.place):
         here = place[order]
         extent = length if axis == 2 else 1
@@ -154,9 +166,11 @@ def _measure(
         middle = here + (length - 1) / 2 if axis == 2 else here
         centroid[:, axis] = np.add.reduceat(middle * length, begin) / area
     names = ids.tolist() if found.scores or found.classes else []
-    score, kind = np.full(n, np.nan), np.full(n, NO_CLASS, np.int64)
+    score, kind = np.full(n, np.nan, np.float32), np.full(n, NO_CLASS, np.int32)
     if found.scores:
         score[:] = [found.scores.get(name, np.nan) for name in names]
     if found.classes:
         kind[:] = [found.classes.get(name, NO_CLASS) for name in names]
-    return Objects(area.astype(np.int64), centroid + start, low + start, high + start, score, kind)
+    low += start
+    high += start
+    return Objects(area.astype(np.int64), centroid + start, low, high, score, kind)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from cellseg.data import LazyArray, Segmentation, Tile
 from cellseg.engine.items import Item, Recipe, TileRef
 from cellseg.engine.labels import StitchedLabels
-from cellseg.engine.records import Record, save, write_quickly
+from cellseg.engine.records import PartsOnDisk, Record, save, write_quickly
 from cellseg.engine.segment import Segmenter
 from cellseg.engine.state import WorkDir
 from cellseg.engine.stitch import Stitched, stitch
@@ -131,10 +131,9 @@ class Worker:
         return self._write(item, frames, objects)
 
     def _stitch(self, item: Item, records: Sequence[Record]) -> Stitched:
-        parts = [record.objects for record in records]
         least = self._recipe.stitch_overlap
         try:
-            return stitch(item.plan, parts, lambda i, d: records[i].strip(d), least)
+            return stitch(item.plan, PartsOnDisk(records), lambda i, d: records[i].strip(d), least)
         except DataError as error:
             raise DataError(f"{item.name}: {error}") from error
 

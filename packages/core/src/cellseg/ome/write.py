@@ -234,8 +234,10 @@ def _downsample(result: Result, layout: _Layout, arrays: tuple[Any, Any], number
 
 
 def _chunk(block: ZYX, shape: ZYX) -> ZYX:
-    """Chunks no larger than a block of the labels, that the blocks are made of."""
+    """Chunks of which four make a block of the labels, or a smaller one of a large block."""
     z, y, x = (min(b, n) for b, n in zip(block, shape, strict=True))
+    if block[1] >= _SMALLEST_LEVEL and block[2] >= _SMALLEST_LEVEL:
+        y, x = min(-(-block[1] // 2), shape[1]), min(-(-block[2] // 2), shape[2])
     while z * y * x > _LARGEST_CHUNK:
         if z > 1 and z * 4 > max(y, x):
             z = -(-z // 2)

@@ -186,7 +186,8 @@ class _Loop:
         """One step of the optimiser; whether the user wants to stop after it."""
         at, options, fabric = self.at, self.options, self.fabric
         # Dropout and the like depend on the step alone, so no generator needs to be saved.
-        torch.manual_seed((self.job.seed << 40) + at.step * fabric.world_size + fabric.global_rank)
+        position = at.step * fabric.world_size + fabric.global_rank
+        torch.manual_seed(((self.job.seed << 40) + position) % 2**63)
         epochs = at.epoch + at.in_epoch / self.loaders.epoch_samples
         rate = learning_rate(options, at.step, epochs)
         for group in self.optimiser.param_groups:

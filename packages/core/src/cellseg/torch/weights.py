@@ -18,7 +18,7 @@ FILE = "weights.safetensors"
 def seeded(seed: int) -> Iterator[None]:
     """Random numbers of torch (on the CPU) inside start from ``seed``; outside, nothing changes."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**63)
         yield
 
 
