@@ -21,8 +21,7 @@ from pathlib import Path
 
 from _table import finish, result, table
 
-RUNS = 9
-PEER_RUNS = 3
+RUNS = 7
 PEER = "micro_sam.train"
 BARE = '''
 import sys
@@ -64,19 +63,17 @@ def main() -> None:
         bare = Path(folder) / "bare.py"
         bare.write_text(BARE)
         cellseg = [sys.executable, "-m", "cellseg_cli.main"]
-        seconds = medians(
-            {
-                "bare --help": [sys.executable, str(bare), "--help"],
-                "cellseg --help": [*cellseg, "--help"],
-                "bare train --help": [sys.executable, str(bare), "train", "--help"],
-                "cellseg train --backend vista2d --help": [
-                    *cellseg, "train", "--backend", "vista2d", "--help",
-                ],
-            },
-            RUNS,
-        )  # fmt: skip
+        programs = {
+            "bare --help": [sys.executable, str(bare), "--help"],
+            "cellseg --help": [*cellseg, "--help"],
+            "bare train --help": [sys.executable, str(bare), "train", "--help"],
+            "cellseg train --backend vista2d --help": [
+                *cellseg, "train", "--backend", "vista2d", "--help",
+            ],
+        }  # fmt: skip
         if peer is not None:
-            seconds |= medians({f"{PEER} --help": [peer, "--help"]}, PEER_RUNS)
+            programs[f"{PEER} --help"] = [peer, "--help"]
+        seconds = medians(programs, RUNS)
     table([("command", "seconds, median"), *seconds.items()])
     ratio = seconds["cellseg --help"] / seconds["bare --help"]
     result("startup_help_ratio", ratio, "<=1.5", ratio <= 1.5)

@@ -37,7 +37,11 @@ def calibrate(network: Network, patches: ValidationPatches, device: str) -> dict
         patches: from the validation images.
         device: where to run the network.
     """
-    pairs = _predict(network, patches, device)
+    return search(_predict(network, patches, device)).model_dump()
+
+
+def search(pairs: list[Pair]) -> Vista2dPredictOptions:
+    """The best options for pairs of the network's maps and true labels ``(y, x)``."""
     best = Vista2dPredictOptions()
     score = _score(pairs, best)
     for _ in range(_ROUNDS):
@@ -49,7 +53,7 @@ def calibrate(network: Network, patches: ValidationPatches, device: str) -> dict
                     best, score = tried, found
         if best == before:
             break
-    return best.model_dump()
+    return best
 
 
 def _predict(network: Network, patches: ValidationPatches, device: str) -> list[Pair]:

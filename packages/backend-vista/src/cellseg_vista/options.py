@@ -64,6 +64,8 @@ class Vista2dOptions(TorchOptions, PatchOptions, AugmentOptions):
     """How much more than at the edge the pixels along the middle of a cell weigh there."""
     val_patches: int = Field(32, ge=1)
     """How many patches to validate on at most, evenly spread over the validation images."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate, reached after the warm-up."""
     patch_size: int = Field(192, ge=16, le=16384)
     """Height and width of a training patch in pixels; smaller images are padded."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,8 @@ from cellseg.outputs.result import Result
 from cellseg.outputs.write import write
 
 _STATISTICS = TypeAdapter(Statistics)
+_WRITERS = 4
+"""Outputs of one small image that are written at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Worker:
         self._pause = pause
         self._work = WorkDir(recipe.work)
         self._segmenter: Segmenter | None = None
+        self._writers: ThreadPoolExecutor | None = None
         self._known: tuple[tuple[int, int], Statistics] | None = None
 
     def load(self) -> Segmenter:
@@ -128,7 +132,10 @@ class Worker:
             joined = self._stitch(item, records)
             frames.append(StitchedLabels(item.plan, records, joined))
             objects.append(joined.objects)
-        return self._write(item, frames, objects)
+        result = self._result(item, frames, objects)
+        for output in item.outputs:
+            write(result, output)
+        return self._finished(item, result)
 
     def _stitch(self, item: Item, records: Sequence[Record]) -> Stitched:
         least = self._recipe.stitch_overlap
@@ -207,10 +214,18 @@ class Worker:
         outcome.done.append(ref)
 
     def _write_single(self, item: Item, tile: TileLabels) -> int:
-        return self._write(item, [tile.core.astype(np.uint32)], [tile.objects])
+        """Write an image of one tile, whose labels never were on disk."""
+        result = self._result(item, [tile.core.astype(np.uint32)], [tile.objects])
+        if self._writers is None:
+            # Waiting for the disk to confirm a file takes longer than writing it.
+            self._writers = ThreadPoolExecutor(_WRITERS, "cellseg-write")
+        list(self._writers.map(lambda output: write(result, output), item.outputs))
+        return self._finished(item, result)
 
-    def _write(self, item: Item, frames: Sequence[LazyArray], objects: Sequence[Objects]) -> int:
-        result = Result(
+    def _result(
+        self, item: Item, frames: Sequence[LazyArray], objects: Sequence[Objects]
+    ) -> Result:
+        return Result(
             name=item.name,
             frames=frames,
             objects=objects,
@@ -221,8 +236,8 @@ class Worker:
             classes=self._recipe.classes,
             pause=self._pause,
         )
-        for output in item.outputs:
-            write(result, output)
+
+    def _finished(self, item: Item, result: Result) -> int:
         self._work.finish(item.index, {"name": item.name, "objects": result.count})
         return result.count
 

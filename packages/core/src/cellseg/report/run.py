@@ -93,7 +93,12 @@ def charts(events: Iterable[Event]) -> list[Chart]:
         if isinstance(event, Validated) and event.best:
             best = float(event.step)
     drawn = []
-    for name in sorted(found, key=_order):
+
+    def place(name: str) -> tuple[int, bool, str]:
+        # What was validated comes before the parts of the training loss.
+        return _order(name)[0], "validation" not in found[name], name
+
+    for name in sorted(found, key=place):
         lines, is_loss, is_rate = found[name], "loss" in name, _is_rate(name)
         series = []
         if "training" in lines:
