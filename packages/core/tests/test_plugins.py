@@ -63,7 +63,7 @@ def test_a_card_with_a_bad_name_is_an_error(plugins: Plugins) -> None:
 
 def test_options_must_be_options(plugins: Plugins) -> None:
     card = cs.TrainerSpec(name="mine", summary="", options=dict, train=lambda job, emit: None)  # type: ignore
-    with pytest.raises(PluginError, match="subclass of cellseg.Options"):
+    with pytest.raises(PluginError, match=r"subclass of cellseg\.Options"):
         plugins.register(module(cellseg_trainers=lambda: [card]), "mine")
 
 

@@ -52,8 +52,13 @@ def replacing(path: Path) -> Iterator[Path]:
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            temporary.replace(path)
+                # A directory cannot be replaced in one step: set the old one aside first.
+                old = path.with_name(f".old-{os.getpid()}-{path.name}")
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.replace(path)
         finally:
             if temporary.is_dir():
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -19,7 +19,7 @@ from cellseg.data import LazyArray
 from cellseg.errors import DataError
 from cellseg.sampling_options import Method
 
-BLOCK = 1 << 24
+BLOCK = 1 << 22
 """Voxels read at once; also the largest count that the float32 bins of OpenCV hold exactly."""
 NOT_FINITE = "Replace them in the file, for instance by 0: numpy.nan_to_num does it."
 """What to do about pixels that are NaN or infinite."""

@@ -99,7 +99,7 @@ class Normaliser(BaseModel):
         """What ``apply`` needs for the blocks of one image.
 
         Args:
-            image: ``(c, z, y, x)``, any integer or float type, read in blocks of at most 2^24
+            image: ``(c, z, y, x)``, any integer or float type, read in blocks of at most 2^22
                 voxels: once for 8 and 16 bits, twice for 32, four times for 64 (once where all
                 fits in a block). Those of a data set are not measured again.
             name: what errors call the image.

@@ -38,7 +38,7 @@ class ObjectIndex:
 
     @classmethod
     def of(cls, labels: LazyArray, name: str = "") -> ObjectIndex:
-        """Read a label image once, in blocks of at most 2^24 voxels.
+        """Read a label image once, in blocks of at most 2^22 voxels.
 
         Args:
             labels: ``(z, y, x)``, any integers from 0 to 2^32 - 1; 0 is background. The pieces of

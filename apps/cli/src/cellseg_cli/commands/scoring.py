@@ -43,7 +43,11 @@ def evaluate(arguments: Arguments) -> Command:
             Path | None, typer.Option(help="Also write this HTML page, the worst images first.")
         ] = None,
         images: Annotated[
-            Path | None, typer.Option(help="The images, to draw contours on, for --report.")
+            Path | None,
+            typer.Option(
+                help="The images, to draw contours on, for --report. If not given, those in "
+                "TRUTH/images; if there are none, contours are drawn on black."
+            ),
         ] = None,
         config: ConfigFile = None,
     ) -> None:
@@ -61,6 +65,8 @@ def evaluate(arguments: Arguments) -> Command:
             scores.write_csv(csv)
             written["csv"] = str(csv)
         if report is not None:
+            if images is None and (truth / "images").is_dir():
+                images = truth
             write_evaluation_report(scores, report, images=views_of(plugins, scores, images))
             written["report"] = str(report)
         lines += [f"Written: {path}" for path in written.values()]

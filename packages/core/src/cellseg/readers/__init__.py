@@ -96,6 +96,12 @@ def describe(samples: Sequence[Sample]) -> list[str]:
     return lines
 
 
+def overview(samples: Sequence[Sample]) -> list[str]:
+    """The same for many images at once: how many there are of each kind, most first."""
+    kinds = Counter(_description(sample) for sample in samples)
+    return [f"{count} x {kind}" for kind, count in kinds.most_common()]
+
+
 def _description(sample: Sample) -> str:
     channels, *space = sample.image.shape
     axes = getattr(sample.image, "axes", "CZYX").replace(NONE, "")

@@ -16,11 +16,14 @@ from cellseg.events import Emit, Event, Note, Progress, Resumed
 from cellseg.normalise import Normaliser
 from cellseg.options import Options, parse
 from cellseg.plugins import Plugins
-from cellseg.readers import open_dataset, reader_for
+from cellseg.readers import open_dataset, overview, reader_for
 from cellseg.runs import Request, RunDir
 from cellseg.specs import TrainerSpec, TrainJob
 from cellseg.splits import Splits, make_splits, select
 from cellseg.workflows.train_settings import TrainSettings
+
+MOST_KINDS = 5
+"""How many kinds of images are described at most when a training starts."""
 
 
 def train(
@@ -72,6 +75,8 @@ def train(
         normaliser=Normaliser.fit(settings, train_set).model_dump(mode="json"),
     )
     config = {"backend": backend, **request.settings, **request.reader_options, **request.options}
+    for line in overview(train_set + val_set)[:MOST_KINDS]:
+        emit(Note(f"Images: {line}"))
     run = RunDir.create(out, request, {**config, "reader": reader.name}, splits)
     _Session(plugins, run, request, settings, chosen, train_set, val_set).go(emit, interrupted)
     return run
