@@ -68,10 +68,16 @@ def test_every_command_is_documented() -> None:
         assert f"cellseg {name}" in ALL, name
 
 
-def test_every_backend_has_its_page() -> None:
+def test_every_backend_has_its_page_with_its_options() -> None:
+    from cellseg_cli.docs import filled
+
     for name in Plugins().all(TrainerSpec):
         if name != "otsu":
-            assert (REPO / f"docs/backends/{name}.md").exists()
+            text = (REPO / f"docs/backends/{name}.md").read_text(encoding="utf-8")
+            assert f"<!-- options of {name} -->" in text
+            assert filled(text) == text, (
+                f"python -m cellseg_cli.docs --write docs/backends/{name}.md"
+            )
 
 
 def test_links_between_pages_exist() -> None:

@@ -23,7 +23,7 @@ from cellseg_vista.learner import Vista2dLearner  # noqa: E402
 from cellseg_vista.network import Architecture, Network  # noqa: E402
 from cellseg_vista.options import Vista2dOptions, Vista2dPredictOptions  # noqa: E402
 from cellseg_vista.patches import ValidationPatches  # noqa: E402
-from cellseg_vista.targets import depth  # noqa: E402
+from cellseg_vista.targets import core, depth  # noqa: E402
 
 TINY = {"feature_size": 4, "emb_dim": 2, "patch_size": 32, "batch_size": 4, "patches_per_image": 4}
 
@@ -100,7 +100,7 @@ def batch(empty: bool = False) -> dict[str, torch.Tensor]:
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
     if not empty:
         labels[0, 4:14, 4:14], labels[0, 14:24, 4:14] = 3, 9
-    depths = torch.from_numpy(np.stack([depth(plane.numpy()) for plane in labels]))
+    depths = torch.from_numpy(np.stack([core(depth(plane.numpy())) for plane in labels]))
     return {
         "image": torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)),
         "labels": labels,

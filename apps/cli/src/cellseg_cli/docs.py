@@ -3,13 +3,15 @@
     python -m cellseg_cli.docs --write docs/reference.md
     python -m cellseg_cli.docs --check docs/reference.md
 
-The check fails where the page says something else than the program.
+The check fails where the page says something else than the program. On a page with the comments
+``<!-- options of vista2d -->`` and ``<!-- end of options -->`` only what is between them is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -36,6 +38,7 @@ Every command has `--help`, `--json`, `--quiet` and `-v`. An option of core, of 
 backend is a flag (`--val-fraction 0.3`), a line of a file for `--config` (`val_fraction: 0.3`), and
 a keyword in Python (`TrainSettings(val_fraction=0.3)`).
 """
+_MARKED = re.compile(r"(<!-- options of (\S+) -->\n).*?(<!-- end of options -->)", flags=re.DOTALL)
 Row = tuple[str, str, str, str]
 """Flag, values, default, help."""
 
@@ -52,6 +55,22 @@ def render_reference(plugins: Plugins | None = None) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def filled(text: str, plugins: Plugins | None = None) -> str:
+    """A page of a backend with the options between its two comments brought up to date."""
+    known = {backend.name: backend for backend in installed_backends(plugins or Plugins())}
+
+    def options(found: re.Match[str]) -> str:
+        tables = "\n".join(_tables(known[found[2]]))
+        return f"{found[1]}\n{tables}\n{found[3]}"
+
+    return _MARKED.sub(options, text)
+
+
+def _page(path: Path) -> str:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return filled(text) if _MARKED.search(text) else render_reference()
+
+
 def option_table(model: type[Options]) -> str:
     """The options of one class as a Markdown table."""
     rows = [_row(name, info) for name, info in in_order(model)]
@@ -65,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--write", type=Path, metavar="PAGE")
     what.add_argument("--check", type=Path, metavar="PAGE")
     options = parser.parse_args(arguments)
-    page = render_reference()
+    page = _page(options.write or options.check)
     if options.write is not None:
         options.write.write_text(page, encoding="utf-8", newline="\n")
         return 0
@@ -134,6 +153,12 @@ def _backend(backend: InstalledBackend) -> str:
     parts += [
         f"Starts from {w.name} (licence {w.licence}): <{w.source}>\n" for w in backend.weights
     ]
+    return "\n".join(parts + _tables(backend))
+
+
+def _tables(backend: InstalledBackend) -> list[str]:
+    """A table of options for each thing that a backend does."""
+    parts = []
     cards: Iterable[tuple[str, Spec[Any] | None]] = (
         ("cellseg train", backend.trainer),
         ("cellseg predict", backend.predictor),
@@ -142,7 +167,7 @@ def _backend(backend: InstalledBackend) -> str:
     for command, card in cards:
         if card is not None:
             parts += [f"`{command}`:\n", option_table(card.options)]
-    return "\n".join(parts)
+    return parts
 
 
 def _card(level: str, card: Spec[Any]) -> str:

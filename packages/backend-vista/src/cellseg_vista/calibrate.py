@@ -17,7 +17,7 @@ from cellseg_vista.options import Vista2dPredictOptions
 from cellseg_vista.patches import ValidationPatches
 
 _TRIED: Mapping[str, tuple[float, ...]] = {
-    "seed_threshold": (0.4, 0.5, 0.6, 0.7, 0.8),
+    "seed_threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     "foreground_threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
     "bandwidth": (0.0, 0.5, 0.75, 1.0, 1.5),
     "min_size": (0, 15, 30, 60, 120),

@@ -21,7 +21,7 @@ class PixelMaps:
     foreground: NDArray[np.float32]
     """``(y, x)`` probability of being a cell."""
     distance: NDArray[np.float32]
-    """``(y, x)`` depth in the cell, 0 to 1."""
+    """``(y, x)`` how deep in its cell a pixel lies: 0 at the edge, 1 from halfway in."""
     embedding: NDArray[np.float32]
     """``(e, y, x)``."""
 

@@ -42,7 +42,7 @@ class Maps(NamedTuple):
     semantic: Tensor
     """Logits of the classes: background, cell."""
     distance: Tensor
-    """Logit of how deep in its cell a pixel lies: 0 at the edge, 1 in the middle."""
+    """Logit of how deep in its cell a pixel lies: 0 at the edge, 1 from halfway in."""
     embedding: Tensor
     """A point in a space where each cell has its own place."""
 

@@ -88,8 +88,8 @@ class Vista2dPredictOptions(Options):
     foreground_threshold: float = Field(0.5, gt=0, lt=1)
     """Pixels with a higher probability than this belong to cells."""
     seed_threshold: float = Field(0.6, gt=0, lt=1)
-    """Each connected area that is deeper in a cell than this, from 0 at the edge to 1 in the
-    middle, is the start of a piece."""
+    """Each connected area that is deeper in a cell than this, from 0 at the edge to 1 halfway to
+    the middle and beyond, is the start of a piece."""
     bandwidth: float = Field(0.75, ge=0)
     """Neighbouring pieces whose embeddings are nearer than this are one cell; 0 joins none."""
     min_size: int = Field(15, ge=0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cellseg.augment import Augmentation
 from cellseg.patches import Patch, PatchSampler
 from cellseg_vista.options import Vista2dOptions
-from cellseg_vista.targets import contacts, depth, pixel_weights
+from cellseg_vista.targets import contacts, core, depth, pixel_weights
 
 Item = dict[str, torch.Tensor]
 
@@ -61,7 +61,7 @@ def _item(image: NDArray[np.float32], labels: NDArray[np.integer], options: Vist
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image[:, 0], np.float32)),
         "labels": torch.from_numpy(flat.astype(np.int64)),
-        "distance": torch.from_numpy(depths),
+        "distance": torch.from_numpy(core(depths)),
         "contact": torch.from_numpy(contacts(flat)),
         "weight": torch.from_numpy(weights),
     }

@@ -54,6 +54,14 @@ def depth(labels: NDArray[np.integer]) -> NDArray[np.float32]:
     return result
 
 
+def core(depths: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the network learns of ``depth``: it rises to 1 halfway in, and is flat in the middle.
+
+    How deep a pixel of the middle lies is hard to say, and not needed to tell cells apart.
+    """
+    return np.minimum(2 * depths, 1)
+
+
 def contacts(labels: NDArray[np.integer], reach: int = 2) -> NDArray[np.bool_]:
     """Pixels with two different objects within ``reach`` pixels: where cells run together.
 

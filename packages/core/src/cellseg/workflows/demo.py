@@ -52,8 +52,9 @@ class Plan:
 _SMALL: Mapping[str, object] = {
     "feature_size": 8,
     "emb_dim": 8,
-    "learning_rate": 0.005,
-    # The outlines of the cells are learnt soonest when the embedding comes second.
+    "learning_rate": 0.008,
+    # Where cells are and how deep is learnt soonest when the embedding comes second.
+    "weight_distance": 3.0,
     "weight_pull": 0.03,
     "weight_push": 0.03,
 }
@@ -62,13 +63,13 @@ FULL = Plan(
     train=20,
     test=6,
     size=256,
-    epochs=24,
+    epochs=28,
     options={
         **_SMALL,
         "patch_size": 128,
         "batch_size": 4,
-        "decay_epochs": 24,
-        "validate_every": 6,
+        "decay_epochs": 28,
+        "validate_every": 4,
         "val_patches": 16,
     },
 )
