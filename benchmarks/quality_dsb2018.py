@@ -63,9 +63,9 @@ PLANS = {
     "usiigaci_phase": Plan(
         test=2,
         val=1,
-        epochs=10,
+        epochs=15,
         min_size=100,
-        options={"patch_size": 256, "patches_per_image": 36, "decay_epochs": 10, "batch_size": 4},
+        options={"patch_size": 256, "patches_per_image": 36, "decay_epochs": 15, "batch_size": 4},
     ),
 }
 

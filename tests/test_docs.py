@@ -6,6 +6,7 @@ import dataclasses
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,10 @@ def test_readme_commands_run(tmp_path: Path) -> None:
     first = [c for c in code_blocks((REPO / "README.md").read_text()) if "cellseg demo" in c]
     assert first, "the README starts with the demo"
     done = subprocess.run(
-        ["cellseg", "demo", "--fast"], cwd=tmp_path, capture_output=True, text=True
+        [Path(sys.executable).parent / "cellseg", "demo", "--fast"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob("report.html"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -164,3 +165,31 @@ def discs(shape: tuple[int, int], radius: int = 6, step: int = 16, seed: int = 0
             cy, cx = y + rng.integers(-slack, slack + 1), x + rng.integers(-slack, slack + 1)
             image[cy - radius : cy + radius + 1, cx - radius : cx + radius + 1][disc] = 200
     return image[None, None]
+
+
+def digest(folder):
+    """Every file but the hidden ones, by content."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.relative_to(folder).parts[0].startswith(".")
+    }
+
+
+def read(path):
+    import tifffile
+
+    return tifffile.imread(path)
+
+
+def whole(image):
+    import cc3d
+
+    return cc3d.connected_components(image[0] > 0, connectivity=26)
+
+
+def same_objects(a, b):
+    if not ((a > 0) == (b > 0)).all():
+        return False
+    pairs = np.unique(np.stack([a[a > 0], b[a > 0]]), axis=1)
+    return len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cellseg.data import Tiling
@@ -22,6 +22,7 @@ lengths = st.integers(1, 90)
 @settings(max_examples=150, deadline=None)
 def test_every_voxel_is_in_exactly_one_core(shape, core, halo, volumetric):
     plan = Plan.cut(shape, Tiling(core, halo), volumetric)
+    assume(len(plan) < 500)
     seen = np.zeros(shape, int)
     for tile in range(len(plan)):
         box, read = plan.core_box(tile), plan.read_box(tile)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_fakes import digest, read, same_objects, whole
 
 import cellseg as cs
-from cellseg.data import Segmentation, Tile, Tiling
-from cellseg.engine.segment import Segmenter
+from cellseg.data import Tiling
 from cellseg.errors import (
     ConfigError,
     DataError,
@@ -70,34 +69,6 @@ def run(images, out, emit=None, interrupted=lambda: False, options=None, **value
         ),
         events,
     )
-
-
-def digest(folder):
-    """Every file but the hidden ones, by content."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.relative_to(folder).parts[0].startswith(".")
-    }
-
-
-def read(path):
-    import tifffile
-
-    return tifffile.imread(path)
-
-
-def whole(image):
-    import cc3d
-
-    return cc3d.connected_components(image[0] > 0, connectivity=26)
-
-
-def same_objects(a, b):
-    if not ((a > 0) == (b > 0)).all():
-        return False
-    pairs = np.unique(np.stack([a[a > 0], b[a > 0]]), axis=1)
-    return len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1]))
 
 
 def steps(events):
@@ -365,23 +336,6 @@ def test_out_of_memory_halves_the_tile_aloud(images, tmp_path):
             assert same_objects(one, two)
     with pytest.raises(DeviceError, match="even with a tile"):
         run(images, tmp_path / "hopeless", options={"fits": 100})
-
-
-def test_out_of_memory_takes_fewer_tiles_at_once_first():
-    seen = []
-
-    def predictor(tiles):
-        seen.append(len(tiles))
-        if len(tiles) > 2:
-            raise MemoryError
-        return [Segmentation(np.ones(t.image.shape[1:], np.uint8)) for t in tiles]
-
-    segmenter = Segmenter(predictor, "fake", (0, 8, 8), False, 0.5)
-    tiles = [Tile(image=np.zeros((1, 1, 70, 70), np.float32))] * 7
-    for _ in range(2):
-        assert len(segmenter(tiles)) == 7
-    assert seen == [7, 3, 1, 1, 1, 1, 1, 1, 1] + [1] * 7
-    assert [note[:13] for note in segmenter.notes] == ["Out of memory"] * 2
 
 
 def test_ids_of_any_size_and_scores(images, tmp_path):

@@ -335,7 +335,11 @@ def test_two_processes_share_the_work(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert module.previews == [1, 2]
     assert len(list(job.checkpoint.glob("*.ckpt"))) == 1
 
-    run(make_job(tmp_path / "cut", epochs=1, devices=2, strategy="ddp"))
+    # Only this process is asked whether to stop, and both do.
+    asked = iter([False, True])
+    cut = make_job(tmp_path / "cut", epochs=2, devices=2, strategy="ddp")
+    with pytest.raises(InterruptedRunError):
+        run(replace(cut, interrupted=lambda: next(asked)))
     again, _, _ = run(make_job(tmp_path / "cut", epochs=2, devices=2, strategy="ddp"))
     assert weights(again) == weights(module)
 

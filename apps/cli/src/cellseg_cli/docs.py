@@ -3,8 +3,9 @@
     python -m cellseg_cli.docs --write docs/reference.md
     python -m cellseg_cli.docs --check docs/reference.md
 
-The check fails where the page says something else than the program. On a page with the comments
-``<!-- options of vista2d -->`` and ``<!-- end of options -->`` only what is between them is written.
+The check fails where the page says something else than the program. On a page with the
+comments ``<!-- options of vista2d -->`` and ``<!-- end of options -->``, only what stands between
+them is written.
 """
 
 from __future__ import annotations

@@ -78,10 +78,11 @@ class BackendTests:
             request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
 
     @pytest.fixture(scope="class")
-    def fitted(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+    @classmethod
+    def fitted(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
         """A model trained once for all the tests that predict."""
-        trainer = _get_or_skip(TrainerSpec, type(self).backend)
-        job = self._job(trainer, tmp_path_factory.mktemp("fitted"), type(self).epochs)
+        trainer = _get_or_skip(TrainerSpec, cls.backend)
+        job = cls._job(trainer, tmp_path_factory.mktemp("fitted"), cls.epochs)
         return job.model, trainer.train(job, lambda event: None)
 
     @pytest.fixture
@@ -259,8 +260,8 @@ class BackendTests:
         for tile, found in zip(tiles, both, strict=True):
             np.testing.assert_array_equal(found.labels, predict([tile])[0].labels)
 
-    def _job(self, trainer: TrainerSpec[Any], path: Path, epochs: int) -> TrainJob[Any]:
-        cls = type(self)
+    @classmethod
+    def _job(cls, trainer: TrainerSpec[Any], path: Path, epochs: int) -> TrainJob[Any]:
         return TrainJob(
             options=trainer.options(**cls.train_options),
             train=[blobs(1, cls.shape), blobs(2, cls.shape)],
