@@ -23,6 +23,8 @@ from cellseg.specs import PredictJob, PredictorSpec, Trained, TrainerSpec, Train
 from cellseg.workflows import demo as module
 from cellseg.workflows.demo import FILE, Plan, demo
 
+FAST = module.FAST
+
 
 def train(job: TrainJob[Any], emit: Emit) -> Trained:
     for step in range(1, 4):
@@ -142,3 +144,13 @@ def test_a_stopped_demo_can_be_replaced(tmp_path) -> None:
         demo(stand_in(), tmp_path, interrupted=lambda: True)
     assert (tmp_path / FILE).exists()
     assert Path(demo(stand_in(), tmp_path, overwrite=True).report).exists()
+
+
+@pytest.mark.slow
+def test_the_real_backend(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("cellseg_vista", reason="needs the backend: uv pip install cellseg-vista")
+    monkeypatch.setattr(module, "FAST", FAST)
+    result = demo(Plugins(), tmp_path / "demo", fast=True)
+    assert (result.run / "model/bundle.json").exists()
+    assert len(list(result.labels.glob("*.tif"))) == FAST.test
+    assert 0 <= result.scores["f1@0.50"] <= 1

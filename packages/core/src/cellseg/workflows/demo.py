@@ -212,7 +212,7 @@ def demo(
             "cellseg check-data DATA",
             f"cellseg train DATA --backend {BACKEND} -o RUN",
             "cellseg predict IMAGES --model RUN -o LABELS",
-            "cellseg evaluate LABELS TRUTH",
+            "cellseg evaluate LABELS TRUTH --images IMAGES --report scores.html",
         ),
     )
 
