@@ -69,7 +69,25 @@ PLANS = {
     ),
 }
 
-OPTIONS: dict[str, object] = {"learning_rate": 3e-3, "num_workers": 1}
+# Stronger augmentation than by default, because there are few images of many kinds. It was chosen
+# on 11 of the 26 images, with a network trained on 12 others: F1@.5 0.69 instead of 0.63.
+OPTIONS: dict[str, object] = {
+    "learning_rate": 3e-3,
+    "num_workers": 1,
+    "affine_probability": 0.8,
+    "affine_rotation": 180,
+    "affine_scale": 1.6,
+    "affine_shear": 10,
+    "elastic_probability": 0.3,
+    "blur_probability": 0.3,
+    "blur_sigma": 2.0,
+    "noise_probability": 0.4,
+    "brightness_probability": 0.5,
+    "contrast_probability": 0.5,
+    "contrast_range": 2.0,
+    "gamma_probability": 0.4,
+    "gamma_range": 2.0,
+}
 
 
 def main() -> None:

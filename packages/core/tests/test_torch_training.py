@@ -367,3 +367,14 @@ def test_data_that_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     loaders = replace(LOADERS, collate=lambda items: items)
     with pytest.raises(ConfigError, match="--devices 2"):
         run(make_job(tmp_path, devices=2), loaders)
+
+
+def test_threads_are_as_asked_and_given_back() -> None:
+    from cellseg.torch.devices import threads
+
+    before = torch.get_num_threads()
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    with threads(None):
+        assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before

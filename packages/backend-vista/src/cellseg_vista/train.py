@@ -5,6 +5,7 @@ from __future__ import annotations
 from cellseg import Emit, Trained, TrainJob
 from cellseg.events import Note
 from cellseg.patches import PatchGrid, PatchSampler
+from cellseg.torch.devices import threads
 from cellseg.torch.loaders import Loaders
 from cellseg.torch.training import fit
 from cellseg.torch.weights import seeded
@@ -17,6 +18,11 @@ from cellseg_vista.patches import TrainingPatches, ValidationPatches
 
 def train(job: TrainJob[Vista2dOptions], emit: Emit) -> Trained:
     """Train (or resume), and leave the network of the best validation in ``job.model``."""
+    with threads(job.options.threads):
+        return _train(job, emit)
+
+
+def _train(job: TrainJob[Vista2dOptions], emit: Emit) -> Trained:
     options = job.options
     with seeded(job.seed):
         network = Network(

@@ -67,3 +67,14 @@ def memory_errors(hint: str) -> Iterator[None]:
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
             raise DeviceError("The computer's memory does not suffice.", hint=hint) from error
         raise
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads on a CPU; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

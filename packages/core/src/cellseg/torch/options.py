@@ -23,7 +23,7 @@ class TorchOptions(Options):
             "clip",
             "average",
         ),
-        "Hardware": ("precision", "devices", "strategy", "num_workers"),
+        "Hardware": ("precision", "devices", "strategy", "num_workers", "threads"),
         "Checkpoints and logs": (
             "validate_every",
             "checkpoint_every",
@@ -60,6 +60,9 @@ class TorchOptions(Options):
     num_workers: int | None = Field(None, ge=0)
     """Processes that prepare patches for each device; by default none on a CPU, and a few beside a
     GPU. The patches do not depend on it."""
+    threads: int | None = Field(None, ge=1)
+    """Threads that compute on a CPU; by default as many as PyTorch takes, one for each core. Small
+    networks are faster with 1, and many times faster where the computer does other work too."""
     validate_every: int = Field(1, ge=1)
     """Epochs from one validation to the next; the last epoch always ends with one."""
     checkpoint_every: int = Field(0, ge=0)

@@ -21,7 +21,7 @@ from cellseg.errors import DivergedError, InterruptedRunError
 from cellseg.events import Checkpointed, Emit, Event, Note, Progress, Validated
 from cellseg.specs import TrainJob
 from cellseg.torch.checkpoints import Checkpoints, Position
-from cellseg.torch.devices import memory_errors, resolve_device
+from cellseg.torch.devices import memory_errors, resolve_device, threads
 from cellseg.torch.hardware import check_hardware, make_fabric, quiet
 from cellseg.torch.loaders import Loaders, Share, stream
 from cellseg.torch.optimisation import Average, all_finite, learning_rate, make_optimiser
@@ -83,7 +83,11 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
     check_hardware(options, resolve_device(job.device))
     port = free_port() if options.devices > 1 else 0
     plain = replace(job, interrupted=_never)
-    with quiet(), others(options.devices, _other_rank, port, module, loaders, plain):
+    with (
+        quiet(),
+        threads(options.threads),
+        others(options.devices, _other_rank, port, module, loaders, plain),
+    ):
         return _train(0, port, module, loaders, job, emit)
 
 
@@ -94,7 +98,8 @@ def _never() -> bool:
 def _other_rank(
     rank: int, port: int, module: Learner, loaders: Loaders, job: TrainJob[Any]
 ) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.options.devices))
+    share = max(1, (os.cpu_count() or 1) // job.options.devices)
+    torch.set_num_threads(job.options.threads or share)
     with quiet(), torch.random.fork_rng(devices=[]):
         try:
             _train(rank, port, module, loaders, job, lambda event: None)
