@@ -21,6 +21,8 @@ _HELP = "Train, predict and score models that find cells and nuclei in microscop
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its code; the one place where an error becomes a message."""
     line = list(sys.argv[1:] if argv is None else argv)
+    # Pydantic would look through all installed packages for plugins of its own; no one has any.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         make_app(line)(line, prog_name="cellseg")
     except SystemExit:

@@ -28,7 +28,10 @@ class Options(BaseModel):
             \"\"\"Peak learning rate, reached after warm-up.\"\"\"
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # Validators are built when first used: --help only reads the fields.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True
+    )
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Headings of the help page, each with the fields under it."""
