@@ -11,7 +11,7 @@ from cellseg.bundle import Bundle
 from cellseg.data import Tiling
 from cellseg.errors import DataError, StorageError
 from cellseg.events import Checkpointed, Note, Progress, Resumed, Validated
-from cellseg.files import replacing, storage_errors, write_atomic
+from cellseg.files import remove_leftovers, replacing, storage_errors, write_atomic
 from cellseg.runs import Request, RunDir
 from cellseg.specs import BaseWeights
 from cellseg.splits import Splits
@@ -140,6 +140,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".part-1-weights").write_text("half")
+    (tmp_path / ".part-2-out.zarr").mkdir()
+    (tmp_path / "weights").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["weights"]
 
 
 def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cellseg import Emit, Trained, TrainJob
 from cellseg.events import Note
+from cellseg.files import remove_leftovers
 from cellseg.patches import PatchGrid, PatchSampler
 from cellseg.torch.devices import threads
 from cellseg.torch.loaders import Loaders
@@ -24,6 +25,7 @@ def train(job: TrainJob[Vista2dOptions], emit: Emit) -> Trained:
 
 def _train(job: TrainJob[Vista2dOptions], emit: Emit) -> Trained:
     options = job.options
+    remove_leftovers(job.model)
     with seeded(job.seed):
         network = Network(
             Architecture(

@@ -66,6 +66,12 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a killed process left half-written; only where no other process writes."""
+    for left in directory.glob(".part-*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a whole file, or leave what was there."""
     with replacing(path) as temporary:

@@ -13,6 +13,7 @@ from cellseg.bundle import Bundle
 from cellseg.data import Sample
 from cellseg.errors import ConfigError, DataError, PluginError
 from cellseg.events import Emit, Event, Note, Progress, Resumed
+from cellseg.files import remove_leftovers
 from cellseg.normalise import Normaliser
 from cellseg.options import Options, parse
 from cellseg.plugins import Plugins
@@ -175,6 +176,8 @@ class _Session:
             previews=self.run.previews,
             interrupted=interrupted,
         )
+        for directory in (self.run.path, self.run.model, self.run.previews) if again else ():
+            remove_leftovers(directory)
         started = not again
 
         def record(event: Event) -> None:
