@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,16 +60,31 @@ def replacing(path: Path) -> Iterator[Path]:
             else:
                 temporary.replace(path)
         finally:
-            if temporary.is_dir():
+            if temporary.is_dir():  # the error that led here matters more than one of tidying up
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what a killed process left half-written; only where no other process writes."""
-    for left in directory.glob(".part-*"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def remove_leftovers(directory: Path, names: Collection[str] | None = None) -> None:
+    """Remove what a killed process left half-written; only where no other process writes.
+
+    Args:
+        directory: where ``replacing`` wrote; it need not exist.
+        names: of the files that were being written; None means any.
+    """
+    for left in directory.glob(".part-*") if directory.is_dir() else ():
+        process, _, name = left.name.removeprefix(".part-").partition("-")
+        if names is None or (name in names and process.isdigit()):
+            remove(left)
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

@@ -14,7 +14,6 @@ run/
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cellseg import events as event_types
 from cellseg.errors import DataError
 from cellseg.events import Event, Resumed
-from cellseg.files import storage_errors, write_atomic
+from cellseg.files import remove, storage_errors, write_atomic
 from cellseg.splits import Splits
 
 FILE = "run.json"
@@ -119,12 +118,12 @@ class RunDir:
                 for directory in (run.checkpoint, run.model, run.previews):
                     directory.mkdir(parents=True, exist_ok=True)
             write_atomic(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-            write_atomic(run.splits, splits.model_dump_json(indent=2) + "\n")
+            splits.save(run.splits)
             write_atomic(path / FILE, request.model_dump_json(indent=2) + "\n")
         except BaseException:
             made = list(path.iterdir()) if existed else [path] if path.exists() else []
             for left in made:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                remove(left)
             raise
         return run
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from cellseg import files
 from cellseg.engine.items import Item, Recipe, TileRef, batches
 from cellseg.engine.pool import Pool
 from cellseg.engine.state import WorkDir
@@ -223,16 +224,4 @@ def remove_leftovers(items: Sequence[Item]) -> None:
         for output in item.outputs:
             wanted.setdefault(output.path.parent, set()).add(output.path.name)
     for folder, names in wanted.items():
-        for found in folder.glob(".part-*") if folder.is_dir() else ():
-            pid, _, name = found.name.removeprefix(".part-").partition("-")
-            if name in names and pid.isdigit():
-                _remove(found)
-
-
-def _remove(path: Path) -> None:
-    import shutil
-
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        files.remove_leftovers(folder, names)

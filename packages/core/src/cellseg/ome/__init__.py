@@ -1,1 +1,1 @@
-"""OME-Zarr: its metadata, and writing labels. The only package that may import ngio."""
+"""OME-Zarr: its metadata, and writing labels. It needs no ngio."""

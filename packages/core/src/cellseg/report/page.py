@@ -16,7 +16,7 @@ from cellseg.files import write_atomic
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_LIBRARIES = ("numpy", "torch", "lightning", "ngio", "zarr")
+_LIBRARIES = ("numpy", "torch", "lightning", "zarr")
 
 
 def write_page(template: str, target: Path, values: Mapping[str, object]) -> Path:

@@ -8,13 +8,12 @@ checkpoint/
 from __future__ import annotations
 
 import pickle
-import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from cellseg.errors import DataError
-from cellseg.files import storage_errors
+from cellseg.files import remove, remove_leftovers, storage_errors
 from cellseg.torch.weights import save_tensors
 
 
@@ -48,8 +47,7 @@ class Checkpoints:
     def __init__(self, directory: Path, fabric: Any) -> None:
         self.directory, self._fabric = directory, fabric
         if fabric.is_global_zero:
-            for leftover in directory.glob(".part-*"):
-                _remove(leftover)
+            remove_leftovers(directory)
 
     @staticmethod
     def last(directory: Path) -> Path | None:
@@ -96,7 +94,7 @@ class Checkpoints:
                 needed = {path, *(self.weights(epoch) for epoch in position.kept)}
                 for file in self.directory.iterdir():
                     if file.suffix in (".ckpt", ".safetensors") and file not in needed:
-                        _remove(file)
+                        remove(file)
         self._fabric.barrier()
 
     def weights(self, epoch: int) -> Path:
@@ -107,10 +105,3 @@ class Checkpoints:
         """Write the weights after an epoch."""
         if self._fabric.is_global_zero:
             save_tensors(tensors, self.weights(epoch))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -22,7 +22,7 @@ GIB = 2**30
 LITTLE_MEMORY = 4 * GIB
 LITTLE_DISK = 5 * GIB
 PACKAGES = (
-    "cellseg-core", "cellseg-cli", "numpy", "scipy", "scikit-image", "tifffile", "zarr", "ngio",
+    "cellseg-core", "cellseg-cli", "numpy", "scipy", "scikit-image", "tifffile", "zarr",
     "h5py", "pydantic", "pluggy", "torch", "lightning",
 )  # fmt: skip
 
