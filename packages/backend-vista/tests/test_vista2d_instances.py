@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cellseg_vista.instances import PixelMaps, find_instances
-from cellseg_vista.options import Vista2dPredictOptions
+from cellseg_vista.predict_options import Vista2dPredictOptions
 from cellseg_vista.targets import contacts, depth, edges, pixel_weights
 
 

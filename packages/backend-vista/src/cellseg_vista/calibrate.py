@@ -13,7 +13,7 @@ from cellseg.torch.devices import resolve_device
 from cellseg_vista.instances import PixelMaps, find_instances
 from cellseg_vista.learner import pixel_maps
 from cellseg_vista.network import Network
-from cellseg_vista.options import Vista2dPredictOptions
+from cellseg_vista.predict_options import Vista2dPredictOptions
 from cellseg_vista.patches import ValidationPatches
 
 _TRIED: Mapping[str, tuple[float, ...]] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg_vista.options import Vista2dPredictOptions
+from cellseg_vista.predict_options import Vista2dPredictOptions
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from cellseg.metrics import THRESHOLDS, Tally, overlaps, tally
 from cellseg_vista.instances import PixelMaps, find_instances
 from cellseg_vista.losses import Margins, discriminative_loss, semantic_loss
 from cellseg_vista.network import Maps, Network
-from cellseg_vista.options import Vista2dOptions, Vista2dPredictOptions
+from cellseg_vista.options import Vista2dOptions
+from cellseg_vista.predict_options import Vista2dPredictOptions
 
 _SHOWN = 4
 

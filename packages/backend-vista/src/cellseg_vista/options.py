@@ -1,24 +1,34 @@
-"""Options of the vista backends; light, so that ``--help`` needs no torch."""
+"""Options of training the vista backends; light, so that ``--help`` needs no torch."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cellseg.options import Options
 from cellseg.sampling_options import AugmentOptions, PatchOptions
 from cellseg.torch.options import TorchOptions
 
 
-class Vista2dOptions(TorchOptions, PatchOptions, AugmentOptions):
-    """What ``cellseg train --backend vista2d`` takes."""
+class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
+    """What training any vista model takes."""
 
     panels: ClassVar = {
-        "Network": ("feature_size", "emb_dim"),
+        "Network": (
+            "encoder",
+            "feature_size",
+            "levels",
+            "num_classes",
+            "emb_dim",
+            "deep_supervision",
+            "encoder_weights",
+        ),
         "Loss": (
             "ce_weight",
             "dice_weight",
+            "class_weights",
+            "ignore_index",
             "weight_distance",
             "weight_contact",
             "weight_pull",
@@ -33,37 +43,89 @@ class Vista2dOptions(TorchOptions, PatchOptions, AugmentOptions):
         "Validation": ("val_patches",),
     }
 
+    encoder: Literal["unet", "segresnet", "segresnet_ds"] = "unet"
+    """The network that looks at the image: unet, a residual U-Net whose output does not depend on
+    where a tile is cut; segresnet, MONAI's SegResNet; segresnet_ds, its successor, which is the
+    encoder of VISTA3D. The latter two normalise over space, so a voxel depends on all of its
+    tile."""
     feature_size: int = Field(16, ge=4, le=512)
-    """Channels of the network at full resolution; each of the three coarser levels doubles it."""
+    """Channels of the network at full resolution; each coarser level doubles it."""
+    levels: int = Field(4, ge=2, le=7)
+    """Resolutions of the network, the full one included; each more doubles what it sees around."""
+    num_classes: int = Field(16, ge=2, le=16)
+    """Classes the network can tell apart, background included; more than the data has are spare."""
     emb_dim: int = Field(16, ge=2, le=256)
-    """Dimensions of the embedding, in which the pixels of a cell lie close together."""
+    """Dimensions of the embedding, in which the pixels of an object lie close together."""
+    deep_supervision: int = Field(0, ge=0, le=3)
+    """Coarser levels of the decoder that are trained to give the result as well, each counting
+    half of the one before; for the encoders unet and segresnet_ds."""
+    encoder_weights: Path | None = None
+    """A checkpoint of VISTA3D to start the encoder segresnet_ds from; needs --feature-size 48."""
     ce_weight: float = Field(0.5, ge=0)
-    """Weight of the cross-entropy between cells and background."""
+    """Weight of the cross-entropy between the classes."""
     dice_weight: float = Field(0.5, ge=0)
     """Weight of the Dice loss, over the classes that a batch contains."""
+    class_weights: tuple[float, ...] = ()
+    """Weights of the classes in the cross-entropy, background first, as many as --num-classes; if
+    not given, all count alike."""
+    ignore_index: int = Field(-100, ge=-100, le=15)
+    """A class whose voxels the semantic loss leaves out. Voxels without a known label are left out
+    in any case; -100 leaves out only them."""
     weight_distance: float = Field(1.0, ge=0)
-    """Weight of the loss of the distance map, which says how deep in its cell a pixel lies."""
+    """Weight of the loss of the distance map, which says how deep in its object a pixel lies."""
     weight_contact: float = Field(5.0, ge=1)
-    """How much more than others the pixels between touching cells weigh in the distance's loss."""
+    """How much more than others the pixels between touching objects weigh in the distance's
+    loss."""
     weight_pull: float = Field(0.1, ge=0)
-    """Weight of the term that draws the pixels of a cell together in the embedding."""
+    """Weight of the term that draws the pixels of an object together in the embedding."""
     weight_push: float = Field(0.1, ge=0)
-    """Weight of the term that drives cells apart in the embedding."""
+    """Weight of the term that drives objects apart in the embedding."""
     weight_norm: float = Field(0.001, ge=0)
     """Weight of the term that keeps the embedding near the origin."""
     delta_v: float = Field(0.5, ge=0)
-    """Pixels nearer than this to the mean of their cell are not drawn any closer."""
+    """Pixels nearer than this to the mean of their object are not drawn any closer."""
     delta_d: float = Field(1.5, gt=0)
-    """Means of cells that are twice this apart are not driven any further."""
+    """Means of objects that are twice this apart are not driven any further."""
     push_reach: float = Field(2.0, ge=0)
-    """Only cells whose centres are nearer than this many times the sum of their radii are driven
-    apart: a network that looks at surroundings cannot tell distant cells apart. 0 means all."""
+    """Only objects whose centres are nearer than this many times the sum of their radii are driven
+    apart: a network that looks at surroundings cannot tell distant ones apart. 0 means all."""
     weight_edge: float = Field(10.0, ge=1)
-    """How much more than others the pixels at the edge of a cell weigh in the embedding's loss."""
+    """How much more than others the pixels at the edge of an object weigh in the embedding's
+    loss."""
     weight_bone: float = Field(10.0, ge=1)
-    """How much more than at the edge the pixels along the middle of a cell weigh there."""
+    """How much more than at the edge the pixels along the middle of an object weigh there."""
     val_patches: int = Field(32, ge=1)
     """How many patches to validate on at most, evenly spread over the validation images."""
+    save_top_k: int = Field(3, ge=0)
+    """Keep the weights of this many best validations. The best are the result; with 0 the last."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> VistaOptions:
+        if self.class_weights and len(self.class_weights) != self.num_classes:
+            raise ValueError(
+                f"--class-weights has {len(self.class_weights)} values, but --num-classes is"
+                f" {self.num_classes}"
+            )
+        if any(weight < 0 for weight in self.class_weights):
+            raise ValueError("--class-weights must not be negative")
+        if self.ignore_index >= self.num_classes:
+            raise ValueError(
+                f"--ignore-index {self.ignore_index} is none of the {self.num_classes} classes"
+            )
+        if self.encoder_weights is not None and self.encoder != "segresnet_ds":
+            raise ValueError(
+                f"--encoder-weights goes with --encoder segresnet_ds, not {self.encoder}"
+            )
+        if self.deep_supervision and self.encoder == "segresnet":
+            raise ValueError("--deep-supervision goes with --encoder unet or segresnet_ds")
+        if self.deep_supervision >= self.levels:
+            raise ValueError(f"--deep-supervision must be below --levels {self.levels}")
+        return self
+
+
+class Vista2dOptions(VistaOptions):
+    """What ``cellseg train --backend vista2d`` takes."""
+
     learning_rate: float = Field(2e-3, gt=0)
     """Peak learning rate, reached after the warm-up."""
     patch_size: int = Field(192, ge=16, le=16384)
@@ -78,26 +140,16 @@ class Vista2dOptions(TorchOptions, PatchOptions, AugmentOptions):
         return self
 
 
-class Vista2dPredictOptions(Options):
-    """What ``cellseg predict`` takes for a vista2d model; training finds good values itself."""
+class Vista3dOptions(VistaOptions):
+    """What ``cellseg train --backend vista3d`` takes."""
 
-    panels: ClassVar = {
-        "Instances": ("foreground_threshold", "seed_threshold", "bandwidth", "min_size")
-    }
-
-    foreground_threshold: float = Field(0.5, gt=0, lt=1)
-    """Pixels with a higher probability than this belong to cells."""
-    seed_threshold: float = Field(0.6, gt=0, lt=1)
-    """Each connected area that is deeper in a cell than this, from 0 at the edge to 1 halfway to
-    the middle and beyond, is the start of a piece."""
-    bandwidth: float = Field(0.75, ge=0)
-    """Neighbouring pieces whose embeddings are nearer than this are one cell; 0 joins none."""
-    min_size: int = Field(15, ge=0)
-    """Smaller cells are dropped, in pixels."""
-
-
-class Pt2Options(Options):
-    """What ``cellseg export --format pt2`` takes."""
-
-    tolerance: float = Field(1e-4, gt=0)
-    """Largest difference between the outputs of the exported network and the original."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate, reached after the warm-up."""
+    patch_size: int = Field(128, ge=16, le=16384)
+    """Height and width of a training patch in voxels; smaller volumes are padded."""
+    patch_depth: int = Field(32, ge=2, le=16384)
+    """Planes of a training patch; smaller volumes are padded."""
+    batch_size: int = Field(2, ge=1)
+    """Patches in a batch, on each device."""
+    patches_per_image: int = Field(32, ge=1)
+    """Patches of an epoch, for each training volume."""

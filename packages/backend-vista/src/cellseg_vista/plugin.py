@@ -18,7 +18,9 @@ from cellseg import (
     TrainJob,
     hookimpl,
 )
-from cellseg_vista.options import Pt2Options, Vista2dOptions, Vista2dPredictOptions
+from cellseg_vista.export_options import Pt2Options
+from cellseg_vista.options import Vista2dOptions
+from cellseg_vista.predict_options import Vista2dPredictOptions
 
 _SUMMARY = "2D network with a foreground, a distance and an embedding head; trains from scratch"
 

@@ -13,7 +13,7 @@ from cellseg.torch.devices import memory_errors, resolve_device
 from cellseg_vista.instances import find_instances
 from cellseg_vista.learner import pixel_maps
 from cellseg_vista.network import Network
-from cellseg_vista.options import Vista2dPredictOptions
+from cellseg_vista.predict_options import Vista2dPredictOptions
 
 
 def load(job: PredictJob[Vista2dPredictOptions]) -> Predictor:

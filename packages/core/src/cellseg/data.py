@@ -67,6 +67,12 @@ class Sample:
     """The file or container that the image was read from."""
     split: str | None = None
     """``train`` or ``val`` where the container itself says so."""
+    classes: tuple[str, ...] = ()
+    """Names of the object classes by number, ``background`` first. With names, the ids in
+    ``labels`` carry the class of each object (see ``cellseg.classes``); without, all objects are
+    of one class and the ids are plain."""
+    weight: float = 1.0
+    """How often training patches come from this sample, relative to the others."""
 
     @property
     def group(self) -> str:
@@ -97,6 +103,9 @@ class Segmentation:
     """Confidence of each label, 0 to 1; empty where the model has none."""
     classes: Mapping[int, int] = field(default_factory=dict)
     """Class of each label, an index into the bundle's ``classes``; empty for one class."""
+    probabilities: NDArray[np.float32] | None = None
+    """``(k, z, y, x)`` float32, 0 to 1: the probability of each of the bundle's ``classes`` at each
+    voxel of the tile. Only where ``PredictJob.probabilities`` asks for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,8 @@ class PredictJob(Generic[OptionsT]):
     device: str
     model: Path | None = None
     """The directory some trainer filled, or None for the backend's own weights."""
+    probabilities: bool = False
+    """Whether each ``Segmentation`` must bring its ``probabilities``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,9 @@ class TrainerSpec(Spec[OptionsT]):
     """What the model is for."""
     weights: tuple[BaseWeights, ...] = ()
     """Published weights that it can start from."""
+    presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Named sets of options of core, of a reader and of this trainer, as a config file holds them:
+    ``cellseg train --preset NAME``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +154,8 @@ class PredictorSpec(Spec[OptionsT]):
     """How it likes its tiles, unless the model's bundle or the user says otherwise."""
     tasks: frozenset[Task] = frozenset({"2d"})
     """What the model is for; without ``3d``, a volume is segmented slice by slice."""
+    probabilities: bool = False
+    """Whether it can give the probability of each class at each voxel."""
 
 
 @dataclass(frozen=True, kw_only=True)
