@@ -15,9 +15,9 @@ from cellseg.options import parse  # noqa: E402
 from cellseg.plugins import Plugins  # noqa: E402
 from cellseg.specs import ExporterSpec, ExportJob, PredictJob, PredictorSpec  # noqa: E402
 from cellseg.torch.weights import seeded  # noqa: E402
+from cellseg_vista.export_options import Pt2Options  # noqa: E402
 from cellseg_vista.network import STRIDE, Architecture, Network  # noqa: E402
-from cellseg_vista.export_options import Pt2Options
-from cellseg_vista.options import Vista2dOptions
+from cellseg_vista.options import Vista2dOptions  # noqa: E402
 from cellseg_vista.predict_options import Vista2dPredictOptions  # noqa: E402
 
 

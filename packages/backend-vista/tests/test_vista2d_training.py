@@ -21,9 +21,9 @@ from cellseg_vista import calibrate as calibration  # noqa: E402
 from cellseg_vista.instances import PixelMaps  # noqa: E402
 from cellseg_vista.learner import Vista2dLearner  # noqa: E402
 from cellseg_vista.network import Architecture, Network  # noqa: E402
-from cellseg_vista.options import Vista2dOptions
-from cellseg_vista.predict_options import Vista2dPredictOptions  # noqa: E402
+from cellseg_vista.options import Vista2dOptions  # noqa: E402
 from cellseg_vista.patches import ValidationPatches  # noqa: E402
+from cellseg_vista.predict_options import Vista2dPredictOptions  # noqa: E402
 from cellseg_vista.targets import core, depth  # noqa: E402
 
 TINY = {"feature_size": 4, "emb_dim": 2, "patch_size": 32, "batch_size": 4, "patches_per_image": 4}

@@ -13,8 +13,8 @@ from cellseg.torch.devices import resolve_device
 from cellseg_vista.instances import PixelMaps, find_instances
 from cellseg_vista.learner import pixel_maps
 from cellseg_vista.network import Network
-from cellseg_vista.predict_options import Vista2dPredictOptions
 from cellseg_vista.patches import ValidationPatches
+from cellseg_vista.predict_options import Vista2dPredictOptions
 
 _TRIED: Mapping[str, tuple[float, ...]] = {
     "seed_threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),

@@ -12,8 +12,8 @@ from cellseg.errors import WeightsError
 from cellseg.events import Note
 from cellseg.files import storage_errors
 from cellseg.torch.weights import seeded
-from cellseg_vista.network import STRIDE, Network
 from cellseg_vista.export_options import Pt2Options
+from cellseg_vista.network import STRIDE, Network
 
 
 class _Maps(nn.Module):
