@@ -17,9 +17,10 @@ HEAVY = {
     "matplotlib", "pyarrow", "h5py", "tifffile", "imagecodecs", "cc3d", "fastremap", "safetensors",
 }  # fmt: skip
 LIGHT = ["errors", "events", "options", "data", "files", "specs", "hookspecs", "plugins", "builtin",
-         "bundle", "runs", "splits", "sampling_options", "normalise"]  # fmt: skip
+         "bundle", "runs", "splits", "parts", "classes", "catalogue", "sampling_options",
+         "normalise"]  # fmt: skip
 COMMANDS = ["train", "resume", "predict", "evaluate", "export", "backends", "check-data", "doctor",
-            "init", "demo", "new-backend", "preview-augmentation"]  # fmt: skip
+            "init", "demo", "new-backend", "preview-augmentation", "data"]  # fmt: skip
 
 
 def sources(folder: Path) -> list[Path]:

@@ -165,6 +165,15 @@ def test_one_image_can_be_trained_on_but_not_validated(tmp_path: Path) -> None:
     assert judged(data, split="full").findings == ()
 
 
+def test_one_image_can_be_divided_in_blocks(tmp_path: Path) -> None:
+    data = write(tmp_path, 1)
+    report = judged(data, split="blocks", val_gap=8)
+    assert report.ok and report.findings == () and report.files[0].split == ""
+    report = judged(data, split="blocks", val_gap=60)
+    assert not report.ok and [finding.code for finding in report.findings] == ["splits"]
+    assert "64 voxels along y" in report.findings[0].message
+
+
 def test_a_data_set_without_any_object(tmp_path: Path) -> None:
     data = write(tmp_path, 2)
     for file in (data / "labels").iterdir():

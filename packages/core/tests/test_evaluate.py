@@ -14,6 +14,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from cellseg.classes import UNKNOWN
 from cellseg.errors import ConfigError, DataError, StorageError
 from cellseg.events import Event, Progress
 from cellseg.options import parse
@@ -222,6 +223,15 @@ def test_min_size_and_ignored_label(tmp_path: Path) -> None:
     assert scores["n_true"] == scores["n_pred"] == scores["tp@0.95"] == 2
     settings = EvaluateSettings(min_size=2, ignore_label=255)
     assert evaluate_arrays(squares(1, 2, 9), labels, settings) == scores
+
+
+def test_voxels_that_nobody_labelled_are_not_scored() -> None:
+    truth = squares(1, 2, 7).astype(np.uint32)
+    known = evaluate_arrays(squares(1, 2), squares(1, 2), EvaluateSettings())
+    truth[truth == 7] = UNKNOWN
+    scores = evaluate_arrays(squares(1, 2, 9), truth, EvaluateSettings())
+    assert scores["n_true"] == scores["n_pred"] == known["n_true"] == 2
+    assert scores["are"] == 0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cellseg import intensity
+from cellseg.classes import UNKNOWN
 from cellseg.data import Sample
 from cellseg.errors import ConfigError, DataError
 from cellseg.normalise import Normaliser, Statistics, normalised
@@ -275,6 +276,20 @@ def test_polarity_without_objects_is_an_error(labels: Any) -> None:
     with pytest.raises(DataError, match="--polarity measure") as error:
         Normaliser.fit(NormaliseOptions(polarity="measure"), [sample])
     assert "--polarity bright" in str(error.value.hint)
+
+
+def test_polarity_leaves_out_what_is_not_known() -> None:
+    """Bright discs on grey; half of the image is black, and its labels are not known."""
+    labels = np.asarray(discs(False).labels).astype(np.uint32)
+    labels[:, : labels.shape[1] // 2] = UNKNOWN
+    image = np.select([labels == UNKNOWN, labels > 0], [0, 900], 300).astype(np.uint16)[None]
+    options = NormaliseOptions(polarity="measure")
+    assert Normaliser.fit(options, [Sample(name="a", image=image, labels=labels)]).inverted == (
+        False,
+    )
+    labels[labels == 0] = UNKNOWN
+    with pytest.raises(DataError, match="found no labelled objects"):
+        Normaliser.fit(options, [Sample(name="b", image=image, labels=labels)])
 
 
 def test_stated_polarity() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -302,3 +303,21 @@ def test_real_images(real_data: Any) -> None:
     sampler = PatchSampler(samples, (1, 128, 128), min_instances=2)
     for index in range(20):
         assert counted(sampler.patch(index), 25) >= 2
+
+
+def test_the_patches_are_pinned() -> None:
+    """A resumed training sees the patches that come next, also with a new release."""
+    samples = [scattered(1), scattered(2), scattered(3, (3, 90, 120), 12)]
+    expected = [
+        ("s3", (2, 4, 6)),
+        ("s1", (0, 54, 69)),
+        ("s3", (2, 4, 14)),
+        ("s3", (2, 5, 8)),
+        ("s3", (2, 24, 48)),
+        ("s2", (0, 34, 52)),
+    ]
+    for weight in (1.0, 0.3):
+        weighty = [replace(sample, weight=weight) for sample in samples]
+        sampler = PatchSampler(weighty, (1, 64, 64), min_instance_size=10, seed=5)
+        places = [(p.name, p.corner) for p in map(sampler.patch, range(6))]
+        assert places == expected

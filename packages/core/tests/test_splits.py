@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from cellseg.data import Sample
 from cellseg.errors import ConfigError, DataError
 from cellseg.options import parse
-from cellseg.splits import SplitOptions, Splits, make_splits, select
+from cellseg.splits import SplitOptions, Splits, make_splits, select, weighted
 
 PIXELS = np.zeros((1, 1, 2, 2), np.uint8)
+VOLUME = np.zeros((1, 100, 40, 60), np.uint8)
 
 
 def sample(name: str, source: str = "", split: str | None = None) -> Sample:
@@ -182,3 +184,128 @@ def test_a_missing_splits_file(tmp_path: Path) -> None:
 def test_options_that_would_be_ignored_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(SplitOptions, values)
+
+
+def volumes(count: int) -> list[Sample]:
+    return [
+        Sample(name=f"v{i}", image=VOLUME, labels=np.zeros(VOLUME.shape[1:], np.uint8))
+        for i in range(count)
+    ]
+
+
+BLOCKS = SplitOptions(split="blocks")
+
+
+def test_blocks_keep_the_end_of_each_volume() -> None:
+    splits = make_splits(volumes(2), BLOCKS, 0)
+    assert splits.train == ("v0[z:0-63]", "v1[z:0-63]")
+    assert splits.val == ("v0[z:80-99]", "v1[z:80-99]")
+    train, val = select(volumes(2), splits)
+    assert [s.name for s in train] == list(splits.train) and train[0].image.shape[1] == 64
+    assert [s.name for s in val] == list(splits.val) and val[0].image.shape[1] == 20
+    assert {s.split for s in train} == {"train"} and {s.split for s in val} == {"val"}
+    assert train[0].group == val[0].group == "v0"
+    options = SplitOptions(split="blocks", split_axis="x", val_gap=0, val_fraction=0.5)
+    assert make_splits(volumes(1), options, 0) == Splits(
+        train=("v0[x:0-29]",), val=("v0[x:30-59]",)
+    )
+
+
+def test_blocks_leave_volumes_whole_that_come_divided() -> None:
+    one, two, three = volumes(3)
+    given = [replace(one, split="val"), two, replace(three, split="train")]
+    splits = make_splits(given, BLOCKS, 0)
+    assert splits.val[0] == one.name and three.name in splits.train
+    assert [name.split("[")[0] for name in (splits.train[1], splits.val[1])] == [two.name] * 2
+    assert len(splits.train) == len(splits.val) == 2
+
+
+def test_a_volume_too_short_for_blocks() -> None:
+    with pytest.raises(
+        DataError, match=r"v0 is too short.* 40 voxels along y, 8 validate"
+    ) as error:
+        make_splits(volumes(1), SplitOptions(split="blocks", split_axis="y", val_gap=32), 0)
+    assert error.value.hint and "--split-axis" in error.value.hint
+
+
+def test_the_frames_of_a_movie_are_cut_at_one_place() -> None:
+    frames = [Sample(name=f"m#{t}", image=VOLUME[:, :1], source="m", frame=t) for t in range(3)]
+    splits = make_splits(frames, BLOCKS, 0)
+    assert splits.train == ("m#0[x:0-31]", "m#1[x:0-31]", "m#2[x:0-31]")
+    assert [len(side) for side in select(frames, splits)] == [3, 3]
+    torn = Splits(train=("m#0[x:0-31]", "m#1[x:0-40]"), val=("m#0[x:40-59]", "m#2"))
+    with pytest.raises(DataError, match="one source in both train and val: 'm'"):
+        select(frames, torn)
+
+
+def test_fields_of_a_well_are_not_cut_in_blocks() -> None:
+    fields = [Sample(name=f"B/3/{i}", image=VOLUME, source="B/3") for i in range(2)]
+    with pytest.raises(DataError, match="may show the same place"):
+        make_splits(fields, BLOCKS, 0)
+    names = [("B/3/0[z:0-9]", "B/3/1[z:0-9]"), ("B/3/0[z:20-29]", "B/3/1[z:20-29]")]
+    with pytest.raises(DataError, match="one source in both train and val: 'B/3'"):
+        select(fields, Splits(train=names[0], val=names[1]))
+
+
+def test_the_splits_file_of_blocks_can_be_given_back(tmp_path: Path) -> None:
+    file = tmp_path / "splits.json"
+    made = make_splits(volumes(2), BLOCKS, 0)
+    made.save(file)
+    assert make_splits(volumes(2), SplitOptions(splits=file), 5) == made
+    with pytest.raises(DataError, match=r"not in the data: 'v1\[z:0-63\]'"):
+        make_splits(volumes(1), SplitOptions(splits=file), 0)
+    with pytest.raises(DataError, match="leaves out images that are in the data: 'v2'"):
+        make_splits(volumes(3), SplitOptions(splits=file), 0)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "torn"),
+    [
+        (["v0[z:0-50]"], ["v0[z:50-99]"], True),
+        (["v0[z:0-49]"], ["v0[z:50-99]"], False),
+        (["v0[z:60-99]", "v0[z:0-20]"], ["v0[z:30-50]"], False),
+        (["v0[z:60-99]", "v0[z:0-30]"], ["v0[z:30-50]"], True),
+        (["v0[z:0-9]"], ["v0[y:20-29]"], True),
+        (["v0"], ["v0[z:0-9]"], True),
+        (["v0[z:0-9]"], ["v0"], True),
+    ],
+)
+def test_no_voxel_is_on_both_sides(train: list[str], val: list[str], torn: bool) -> None:
+    splits = Splits(train=tuple(train), val=tuple(val))
+    if not torn:
+        kept, _ = select(volumes(1), splits)
+        assert [s.name for s in kept] == sorted(train)
+        return
+    with pytest.raises(DataError, match="both train and val: 'v0'") as error:
+        select(volumes(1), splits)
+    assert "do not overlap" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"val_gap": 8}, "--val-gap goes with --split blocks, not train-val"),
+        ({"split": "k-fold", "split_axis": "z"}, "--split-axis goes with --split blocks"),
+        ({"split": "full", "val_fraction": 0.5}, "goes with --split train-val or blocks"),
+        ({"splits": "a.json", "split": "blocks"}, "--splits and --split exclude"),
+        ({"split": "blocks", "val_gap": -1}, "--val-gap"),
+        ({"split": "blocks", "split_axis": "c"}, "--split-axis"),
+        ({"split": "blocks", "folds": 3}, "--folds goes with --split k-fold, not blocks"),
+    ],
+)
+def test_options_of_blocks_that_do_nothing_are_refused(
+    values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(SplitOptions, values)
+
+
+def test_samples_of_weight_0_are_not_trained_on() -> None:
+    samples = [Sample(name=f"s{w}", image=PIXELS, weight=w) for w in (1.0, 0.0, 0.5)]
+    assert [s.name for s in weighted(samples)] == ["s1.0", "s0.5"]
+    assert weighted([]) == []
+    with pytest.raises(DataError, match="weight 0"):
+        weighted(samples[1:2])
+    for weight in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(DataError, match="odd has the weight"):
+            weighted([*samples, Sample(name="odd", image=PIXELS, weight=weight)])

@@ -103,6 +103,54 @@ def test_a_predictor_that_depends_on_the_tiles_size_is_found(
         Otsu().test_tiled_equals_untiled(fitted, card)
 
 
+def halves(found: cs.Segmentation) -> np.ndarray:
+    return np.full((2, *found.labels.shape), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda found, asked: halves(found),
+        lambda found, asked: None,
+        lambda found, asked: halves(found)[:, :, 1:] if asked else None,
+        lambda found, asked: halves(found) * 0.9 if asked else None,
+        lambda found, asked: halves(found).astype(float) if asked else None,
+    ],
+    ids=["always", "never", "shape", "sum", "type"],
+)
+def test_wrong_probabilities_are_found(
+    fitted: tuple[Path, cs.Trained], monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    card = replace(next(iter(cellseg_otsu.cellseg_predictors())), probabilities=True)
+
+    def check(likely: Any) -> None:
+        def load(job: cs.PredictJob[Any]) -> cs.Predictor:
+            predict = cellseg_otsu.load(job)
+            return lambda tiles: [
+                replace(one, probabilities=likely(one, job.probabilities)) for one in predict(tiles)
+            ]
+
+        module: Any = ModuleType("likely")
+        module.cellseg_predictors = cs.hookimpl(lambda: [replace(card, load=load)])
+        plugins = Plugins(installed=[])
+        plugins.register(module, "otsu")
+        monkeypatch.setattr(testing, "Plugins", lambda: plugins)
+        Otsu().test_probabilities_come_when_asked_for(fitted, card)
+
+    check(lambda found, asked: halves(found) if asked else None)
+    with pytest.raises(AssertionError):
+        check(fault)
+
+
+def test_a_wrong_preset_is_found() -> None:
+    card = next(iter(cellseg_otsu.cellseg_trainers()))
+    Otsu().test_presets_are_options(replace(card, presets={"one": {"sigma": 2, "epochs": 3}}))
+    with pytest.raises(cs.PluginError, match="'sigam'"):
+        Otsu().test_presets_are_options(replace(card, presets={"one": {"sigam": 2}}))
+    with pytest.raises(cs.ConfigError, match="--sigma"):
+        Otsu().test_presets_are_options(replace(card, presets={"one": {"sigma": -2}}))
+
+
 def test_a_batch_that_mixes_its_tiles_is_found(
     fitted: tuple[Path, cs.Trained], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import cellseg as cs
 from cellseg.bundle import Bundle
 from cellseg.errors import ConfigError, DataError, InterruptedRunError, UnknownPluginError
 from cellseg.plugins import Plugins
+from cellseg.readers import open_dataset
 from cellseg.splits import Splits
 from cellseg.testing import blobs
 from cellseg.workflows.export import export
@@ -98,12 +101,79 @@ def test_a_finished_run_is_left_alone_unless_told_to_train_longer(
     assert "all 3 epochs" in str(notes[-1])
 
 
+def test_a_fast_development_run_is_finished(plugins: Plugins, data: Path, tmp_path: Path) -> None:
+    run = train(plugins, "otsu", data, tmp_path / "run", settings=settings())
+    request = json.loads((run.path / "run.json").read_text())
+    request["options"]["fast_dev_run"] = True
+    (run.path / "run.json").write_text(json.dumps(request))
+    notes: list[cs.Event] = []
+    resume(plugins, run.path, emit=notes.append)
+    assert "fast development run, and finished" in str(notes)
+    with pytest.raises(ConfigError, match="cannot be trained longer"):
+        resume(plugins, run.path, epochs=9)
+
+
 def test_splits_are_given_back(plugins: Plugins, data: Path, tmp_path: Path) -> None:
     first = train(plugins, "otsu", data, tmp_path / "a", settings=settings(seed=1))
     second = train(
         plugins, "otsu", data, tmp_path / "b", settings=settings(seed=2, splits=first.splits)
     )
     assert Splits.load(second.splits) == Splits.load(first.splits)
+
+
+def test_blocks_train_and_validate_on_parts_of_each_image(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    asked = settings(split="blocks", val_gap=4, val_fraction=0.25)
+    first = train(plugins, "otsu", data, tmp_path / "a", settings=asked)
+    splits = Splits.load(first.splits)
+    assert splits.train == tuple(f"{i}[y:0-43]" for i in range(5))
+    assert splits.val == tuple(f"{i}[y:48-63]" for i in range(5))
+    assert Bundle.load(first.model).trained_on == splits.train
+    second = train(plugins, "otsu", data, tmp_path / "b", settings=settings(splits=first.splits))
+    assert Splits.load(second.splits) == splits
+    assert (second.model / "threshold.json").read_text() == (
+        first.model / "threshold.json"
+    ).read_text()
+    with pytest.raises(InterruptedRunError):
+        train(plugins, "otsu", data, tmp_path / "c", settings=asked, interrupted=lambda: True)
+    third = resume(plugins, tmp_path / "c")
+    assert Bundle.load(third.model).trained_on == splits.train
+
+
+def test_samples_of_weight_0_stay_out_of_the_training(
+    plugins: Plugins, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*args: object, weights: dict[str, float], **kwargs: object) -> list[cs.Sample]:
+        samples = open_dataset(*args, **kwargs)  # type: ignore[arg-type]
+        return [replace(s, weight=weights.get(s.name, 1.0)) for s in samples]
+
+    for weights in ({"2": 0.0}, {"2": -1.0}):
+        monkeypatch.setattr(
+            "cellseg.workflows.train.open_dataset", partial(opened, weights=weights)
+        )
+        asked = settings(split="full")
+        if weights["2"] < 0:
+            with pytest.raises(DataError, match="2 has the weight -1"):
+                train(plugins, "otsu", data, tmp_path / "b", settings=asked)
+            continue
+        run = train(plugins, "otsu", data, tmp_path / "a", settings=asked)
+        assert Bundle.load(run.model).trained_on == ("0", "1", "3", "4")
+        assert "2" in Splits.load(run.splits).train
+
+
+def test_one_training_takes_one_table_of_classes(
+    plugins: Plugins, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*args: object, **kwargs: object) -> list[cs.Sample]:
+        first, *others = open_dataset(*args, **kwargs)  # type: ignore[arg-type]
+        return [replace(first, classes=("background", "cell")), *others]
+
+    monkeypatch.setattr("cellseg.workflows.train.open_dataset", opened)
+    message = "1 has no classes, but 0 has the classes background, cell"
+    with pytest.raises(DataError, match=message) as error:
+        train(plugins, "otsu", data, tmp_path / "run", settings=settings(split="full"))
+    assert "collection" in str(error.value.hint) and not (tmp_path / "run").exists()
 
 
 def test_validation_images_of_ones_own(plugins: Plugins, data: Path, tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from typer.models import ArgumentInfo
 
 from cellseg.options import Options, flag
 from cellseg.plugins import Plugins
-from cellseg.specs import DatasetSpec, Spec
+from cellseg.specs import DatasetSpec, Spec, TrainerSpec
 from cellseg.workflows.doctor import InstalledBackend, installed_backends
+from cellseg.workflows.init import entry
 from cellseg_cli import failures
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.commands import COMMANDS
@@ -168,7 +169,18 @@ def _tables(backend: InstalledBackend) -> list[str]:
     for command, card in cards:
         if card is not None:
             parts += [f"`{command}`:\n", option_table(card.options)]
+        if isinstance(card, TrainerSpec) and card.presets:
+            parts += ["Presets, for `--preset`:\n", _preset_table(card)]
     return parts
+
+
+def _preset_table(card: TrainerSpec[Any]) -> str:
+    """The presets of a trainer as a Markdown table."""
+    lines = ["| preset | options |", "| --- | --- |"]
+    for name, options in card.presets.items():
+        said = _code(entry(*option) for option in options.items()).replace("|", "\\|")
+        lines.append(f"| `{name}` | {said} |")
+    return "\n".join(lines) + "\n"
 
 
 def _card(level: str, card: Spec[Any]) -> str:

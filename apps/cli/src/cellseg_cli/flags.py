@@ -44,26 +44,33 @@ class Group:
 
 @dataclass(frozen=True)
 class Given:
-    """The options that the user gave: those typed win over those of the config file."""
+    """The options that the user gave: those typed win over those of the config file, and these
+    over those of the preset."""
 
     typed: Mapping[str, object] = field(default_factory=dict)
     configured: Mapping[str, object] = field(default_factory=dict)
     file: Path | None = None
+    preset: Mapping[str, object] = field(default_factory=dict)
 
     def values(self, model: type[Options]) -> dict[str, object]:
         """What was given for ``model``, and is valid.
 
         Raises:
-            ConfigError: it is not; the message names the flag, and the file if that is to blame.
+            ConfigError: it is not; the message names the flag, and the file or the preset if that
+                is to blame.
         """
-        both = {**self.configured, **self.typed}
-        mine = {name: value for name, value in both.items() if name in model.model_fields}
+        every = {**self.preset, **self.configured, **self.typed}
+        mine = {name: value for name, value in every.items() if name in model.model_fields}
         try:
             parse(model, mine)
         except ConfigError:
             if self.file is not None:
                 filed = {name: self.configured[name] for name in mine if name in self.configured}
                 parse(model, filed, str(self.file))
+            if self.preset.keys() & mine.keys():
+                given = {**self.configured, **self.typed}
+                parse(model, {name: given[name] for name in mine if name in given})
+                parse(model, mine, "together with the preset")
             raise
         return mine
 
@@ -86,6 +93,8 @@ class Command:
     configured: Mapping[str, object] = field(default_factory=dict)
     extra_keys: tuple[str, ...] = ()
     """Keys of the config file that are no options of a class, such as ``backend``."""
+    preset: Mapping[str, object] = field(default_factory=dict)
+    """Options that the config file and the flags win over."""
 
 
 def build(name: str, arguments: Arguments) -> Callable[..., None] | typer.Typer:
@@ -115,7 +124,8 @@ def with_flags(command: Command) -> Callable[..., None]:
         console = Console(**shown)
         values = {name: kwargs.pop(name) for name in flags}
         given = {n: flags[n].read(v) for n, v in values.items() if _was_typed(ctx, n)}
-        made = {Console: console, Given: Given(given, command.configured, command.config)}
+        options = Given(given, command.configured, command.config, command.preset)
+        made = {Console: console, Given: options}
         try:
             command.run(**kwargs, **{name: made[kind] for name, kind in injected.items()})
         except KeyboardInterrupt:  # Typer would end without a word

@@ -17,7 +17,16 @@ from cellseg.specs import DatasetSpec, TrainerSpec
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.flags import Group, value_flags
 
-_OWN_VALUES = ("-o", "--output", "--config", "--model", "--backend", "--format", "--images")
+_OWN_VALUES = (
+    "-o",
+    "--output",
+    "--config",
+    "--model",
+    "--backend",
+    "--preset",
+    "--format",
+    "--images",
+)
 _OWN_SWITCHES = ("--json", "--quiet", "--verbose", "--overwrite", "--help")
 
 
@@ -38,6 +47,20 @@ TrainerName = Annotated[
         autocompletion=complete_trainer,
     ),
 ]
+
+
+def preset_flag(trainer: TrainerSpec[Any] | None) -> Any:
+    """The annotation of ``--preset``: its help names the presets of the trainer, if it has any."""
+    names = list(trainer.presets) if trainer is not None else []
+    text = "Start from a named set of options of the backend; flags and --config win over it."
+    option = typer.Option(
+        "--preset",
+        metavar="NAME",
+        help=text + (f" One of: {', '.join(names)}." if names else ""),
+        hidden=trainer is not None and not names,
+        autocompletion=lambda: names,
+    )
+    return Annotated[str | None, option]
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,21 @@ class Line:
     def configured(self) -> Mapping[str, object]:
         """What the config file says."""
         return read_config(self.file) if self.file else {}
+
+    @cached_property
+    def preset(self) -> Mapping[str, object]:
+        """The options of the preset that ``--preset``, or else the config file, names.
+
+        Raises:
+            ConfigError: the trainer has no such preset.
+        """
+        name = self.chosen("preset")
+        trainer = self.trainer() if name is not None else None
+        if name is None or trainer is None:
+            return {}
+        from cellseg.workflows.presets import preset_options
+
+        return preset_options(self.plugins, trainer, name, self.chosen("reader"))
 
     def chosen(self, name: str) -> str | None:
         """The value of a flag, or else of that key of the config file."""
@@ -92,26 +130,30 @@ class Line:
         paths = (Path(word) for word in words)
         return next((path for path in paths if path.exists()), None)
 
-    def reader(self, models: Sequence[type[Options]]) -> Group:
+    def reader(
+        self, models: Sequence[type[Options]], preset: Mapping[str, object] | None = None
+    ) -> Group:
         """The options of the reader that the line names, or that reads the data it names.
 
-        Without either, these are the options that all readers have.
+        Without either, these are the options that all readers have. The reader of a ``preset``
+        comes after one that the line names.
         """
+        preset = preset or {}
         from cellseg.readers import reader_for
         from cellseg.readers.options import ReaderOptions
 
-        name = self.chosen("reader") or "auto"
+        name = self.chosen("reader") or str(preset.get("reader", "auto"))
         if name != "auto":
-            return _of_reader(self.plugins.get(DatasetSpec, name))
+            return _of_reader(self.plugins.get(DatasetSpec, name), preset)
         path = self.existing(models)
         if path is not None:
             try:
-                return _of_reader(reader_for(self.plugins, path, name))
+                return _of_reader(reader_for(self.plugins, path, name), preset)
             except DataError:
                 if not self.arguments.only_shown:
                     raise
-        return Group(ReaderOptions, "Reading")
+        return Group(ReaderOptions, "Reading", preset)
 
 
-def _of_reader(spec: DatasetSpec[Any]) -> Group:
-    return Group(spec.options, f"Reading: {spec.name}")
+def _of_reader(spec: DatasetSpec[Any], preset: Mapping[str, object]) -> Group:
+    return Group(spec.options, f"Reading: {spec.name}", preset)

@@ -1,84 +1,182 @@
-"""Find the thresholds of the prediction that score best on the validation patches."""
+"""Find the method and the thresholds of the prediction that score best on validation patches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch  # noqa: TID253
 from numpy.typing import NDArray
 
+from cellseg.classes import UNKNOWN
 from cellseg.metrics import THRESHOLDS, Tally, overlaps, tally
 from cellseg.torch.devices import resolve_device
-from cellseg_vista.instances import PixelMaps, find_instances
-from cellseg_vista.learner import pixel_maps
+from cellseg_vista.instances import PixelMaps, find_instances, pixel_maps
 from cellseg_vista.network import Network
-from cellseg_vista.patches import ValidationPatches
-from cellseg_vista.predict_options import Vista2dPredictOptions
+from cellseg_vista.predict_options import USED, Method, VistaPredictOptions
 
-_TRIED: Mapping[str, tuple[float, ...]] = {
-    "seed_threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    "foreground_threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
-    "bandwidth": (0.0, 0.5, 0.75, 1.0, 1.5),
-    "min_size": (0, 15, 30, 60, 120),
+_BANDWIDTHS: Mapping[Method, tuple[float, ...]] = {
+    "watershed": (0.0, 0.5, 0.75, 1.0, 1.5),
+    "cluster": (0.75, 1.0, 1.5, 2.0),
+    "mutex": (0.75, 1.0, 1.5, 2.0),
 }
+_SEEDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_FOREGROUND = (0.3, 0.4, 0.5, 0.6, 0.7)
+_SIZES = {2: (0, 15, 30, 60, 120), 3: (0, 50, 100, 200, 500)}
 _ROUNDS = 2
 _WORTH = 0.01
 """What another value must gain: validation images are few, and smaller gains mostly their luck."""
+_DENSE = 0.8
+"""Where objects are more than this part of the known voxels, they fill the volume."""
+MOST_VOXELS = {2: 1 << 21, 3: 1 << 20}
+"""How much of the validation patches is looked at: this bounds time and memory."""
+
 Pair = tuple[PixelMaps, NDArray[np.integer]]
+"""The network's maps of a patch, and the true labels ``(*s)`` with ``UNKNOWN``."""
+OptionsT = TypeVar("OptionsT", bound=VistaPredictOptions)
 
 
-def calibrate(network: Network, patches: ValidationPatches, device: str) -> dict[str, object]:
-    """The best ``Vista2dPredictOptions``, one after the other, each in turn.
+class Patches(Protocol):
+    """Batches of one validation patch each: ``image``, ``labels``, and ``classes`` below 0 where
+    nothing is known."""
 
-    The score is the mean of the F1 at an IoU of 0.5 and of its mean over ``THRESHOLDS``, pooled
-    over all patches. A value that gains next to nothing does not replace the one before.
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, index: int, /) -> Mapping[str, torch.Tensor]:
+        """The batch of one patch."""
+
+
+def calibrate(
+    network: Network,
+    patches: Patches,
+    device: str,
+    options_class: type[VistaPredictOptions],
+    spacing: Sequence[float],
+    classes: int,
+) -> dict[str, object]:
+    """The options that predict the validation patches best, as the bundle stores them.
+
+    Only patches of ``MOST_VOXELS`` in all are looked at (of 32 x 128 x 128 voxels, two), evenly
+    chosen. Options that the
+    chosen method does not use are left out.
 
     Args:
         network: trained.
         patches: from the validation images.
         device: where to run the network.
+        options_class: of the backend's prediction.
+        spacing: voxel size along each axis of the network.
+        classes: how many the data has, background included.
     """
-    return search(_predict(network, patches, device)).model_dump()
+    pairs = _predict(network, patches, device, classes)
+    best = search(pairs, options_class, tuple(spacing))
+    stored = {"method", "foreground_threshold", "min_size", *USED[best.method]}
+    return best.model_dump(include=stored)
 
 
-def search(pairs: list[Pair]) -> Vista2dPredictOptions:
-    """The best options for pairs of the network's maps and true labels ``(y, x)``."""
-    best = Vista2dPredictOptions()
-    score = _score(pairs, best)
+def search(
+    pairs: Sequence[Pair], options_class: type[OptionsT], spacing: tuple[float, ...]
+) -> OptionsT:
+    """The best options for pairs of the network's maps and the truth.
+
+    Each method (the watershed with either flood) is tried with its bandwidths. The best one is
+    then improved option by option, each in turn. A value that gains next to nothing does not
+    replace the one before.
+    """
+    score = _scorer(pairs, spacing)
+    best, reached = options_class(), -1.0
+    for method, bandwidths in _BANDWIDTHS.items():
+        starts = [options_class(method=method)]
+        if "flood" in USED[method]:
+            starts.append(options_class(method=method, flood="embedding"))
+        for start in starts:
+            tried = [start, *(_with(start, "bandwidth", value) for value in bandwidths)]
+            best, reached = _better(tried, score, best, reached)
+    grids: dict[str, Sequence[object]] = {
+        "seed_threshold": _SEEDS,
+        "foreground_threshold": _FOREGROUND,
+        "bandwidth": _BANDWIDTHS[best.method],
+        "min_size": _SIZES[len(spacing)],
+    }
     for _ in range(_ROUNDS):
         before = best
-        for name, values in _TRIED.items():
-            tried = [best.model_copy(update={name: value}) for value in values]
-            scores = [_score(pairs, options) for options in tried]
-            if max(scores) > score + _WORTH:
-                score = max(scores)
-                best = tried[scores.index(score)]
+        for name, values in grids.items():
+            if name in USED[best.method] or name in ("foreground_threshold", "min_size"):
+                tried = [_with(best, name, value) for value in values]
+                best, reached = _better(tried, score, best, reached)
         if best == before:
             break
     return best
 
 
-def _predict(network: Network, patches: ValidationPatches, device: str) -> list[Pair]:
+def _with(options: OptionsT, name: str, value: object) -> OptionsT:
+    return options.model_copy(update={name: value})
+
+
+def _better(
+    tried: Sequence[OptionsT], score: Any, best: OptionsT, reached: float
+) -> tuple[OptionsT, float]:
+    scores = [score(options) for options in tried]
+    if max(scores) > reached + _WORTH:
+        return tried[scores.index(max(scores))], max(scores)
+    return best, reached
+
+
+def _predict(network: Network, patches: Patches, device: str, classes: int) -> list[Pair]:
+    if not len(patches):
+        return []
     network = network.eval().to(where := resolve_device(device))
+    labels = patches[0]["labels"]
+    voxels = labels[0].numel()
+    count = min(max(MOST_VOXELS[labels.ndim - 1] // voxels, 1), len(patches))
     pairs = []
     with torch.inference_mode():
-        for index in range(len(patches)):
-            item = patches[index]
-            (maps,) = pixel_maps(network(item["image"].to(where)))
-            pairs.append((maps, item["labels"][0].numpy()))
+        for number in range(count):
+            item = patches[number * len(patches) // count]
+            (maps,) = pixel_maps(network(item["image"].to(where)), classes)
+            truth = item["labels"][0].numpy().astype(np.uint32)
+            truth[item["classes"][0].numpy() < 0] = UNKNOWN
+            pairs.append((maps, truth))
     network.to("cpu")
     return pairs
 
 
-def _score(pairs: list[Pair], options: Vista2dPredictOptions) -> float:
-    total = Tally(
-        thresholds=THRESHOLDS,
-        matched=(0,) * len(THRESHOLDS),
-        matched_iou=(0.0,) * len(THRESHOLDS),
-    )
-    for maps, truth in pairs:
-        total += tally(overlaps(find_instances(maps, options)[0], truth))
+def _scorer(pairs: Sequence[Pair], spacing: tuple[float, ...]) -> Any:
+    """Options to a score from 0 to 1, pooled over all patches; unknown voxels do not count.
+
+    It is the mean of the F1 at an IoU of 0.5 and of its mean over ``THRESHOLDS``. Where objects
+    fill the volume, as in electron microscopy, it is the mean of that and of 1 - adapted Rand
+    error: few large false joins matter there as much as many small pieces.
+    """
+    known = sum(int((truth != UNKNOWN).sum()) for _, truth in pairs)
+    filled = sum(int(((truth != UNKNOWN) & (truth > 0)).sum()) for _, truth in pairs)
+    dense = filled > _DENSE * known
+    seen: dict[str, float] = {}
+
+    def score(options: VistaPredictOptions) -> float:
+        key = options.model_dump_json()
+        if key not in seen:
+            total = Tally(
+                thresholds=THRESHOLDS,
+                matched=(0,) * len(THRESHOLDS),
+                matched_iou=(0.0,) * len(THRESHOLDS),
+            )
+            for maps, truth in pairs:
+                found = find_instances(maps, options, spacing).labels
+                total += tally(overlaps(found, truth).without_label(UNKNOWN))
+            seen[key] = _value(total, dense)
+        return seen[key]
+
+    return score
+
+
+def _value(total: Tally, dense: bool) -> float:
     objects = total.n_true + total.n_pred
     mean = sum(total.matched) / len(THRESHOLDS)
-    return (total.matched[0] + mean) / objects if objects else 0.0
+    matched = (total.matched[0] + mean) / objects if objects else 0.0
+    if not dense:
+        return matched
+    together = total.together_true + total.together_pred
+    return (matched + (2 * total.together_both / together if together else 0.0)) / 2

@@ -1,19 +1,47 @@
-"""Write the network as a program of ``torch.export``, and check it against the original."""
+"""Write the network for other software, and check it against the original."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-from cellseg import Emit, ExportJob
-from cellseg.errors import WeightsError
+from cellseg import Emit, ExportJob, PredictorSpec
+from cellseg.bundle import Bundle
 from cellseg.events import Note
-from cellseg.files import storage_errors
-from cellseg.torch.weights import seeded
-from cellseg_vista.export_options import Pt2Options
-from cellseg_vista.network import STRIDE, Network
+from cellseg.plugins import Plugins
+from cellseg.torch.export import (
+    Output,
+    Package,
+    Program,
+    write_bioimageio,
+    write_onnx,
+    write_pt2,
+    write_torchscript,
+)
+from cellseg.torch.export_options import BioimageioOptions, ExportOptions
+from cellseg_vista.network import Network
+
+_OUTPUTS = ("semantic", "distance", "embedding")
+_SUMMARY = (
+    "A network that gives each {voxel} a class, its depth in its object, and a point in an"
+    " embedding where each object has a place of its own. Objects are made from these maps."
+)
+_USAGE = """Objects are not part of the package. To make them: flood the voxels that are no
+background from the places where `distance` is high (a seeded watershed), and join neighbouring
+pieces whose mean embeddings are near. `cellseg predict` does this, with thresholds found on the
+validation images; they are under `predict` in `bundle.json`.
+
+Embeddings of separate tiles do not compare: objects are made in each tile, and matched by their
+overlap."""
+_CITE = (
+    (
+        "De Brabandere et al.: Semantic instance segmentation with a discriminative loss function",
+        "10.48550/arXiv.1708.02551",
+    ),
+)
 
 
 class _Maps(nn.Module):
@@ -28,36 +56,93 @@ class _Maps(nn.Module):
         return maps.semantic, maps.distance, maps.embedding
 
 
-def export(job: ExportJob[Pt2Options], emit: Emit) -> Path:
-    """Write ``job.target``: images ``(n, c, y, x)`` float32, normalised, with sides that are
-    multiples of 8, to the logits of background and cell, the distance map's and the embedding.
+def program(network: Network) -> Program:
+    """The network from images ``(n, c, *s)`` float32, normalised, with sides that are multiples of
+    the stride and at least twice as long, to the logits of the classes, the logit of the depth,
+    and the embedding."""
+    least = zip(network.architecture.smallest, network.stride, strict=True)
+    return Program(
+        module=_Maps(network).eval(),
+        outputs=_OUTPUTS,
+        channels=network.architecture.channels,
+        least=tuple(max(size, 2 * step) for size, step in least),
+        step=network.stride,
+    )
 
-    Raises:
-        WeightsError: the program that was written gives other results than the network.
+
+def export_pt2(job: ExportJob[Any], emit: Emit) -> Path:
+    """Write a program of ``torch.export``, as ``cellseg.torch.export.write_pt2``."""
+    return _export(write_pt2, job, emit)
+
+
+def export_torchscript(job: ExportJob[Any], emit: Emit) -> Path:
+    """Write TorchScript, as ``cellseg.torch.export.write_torchscript``."""
+    return _export(write_torchscript, job, emit)
+
+
+def export_onnx(job: ExportJob[Any], emit: Emit) -> Path:
+    """Write ONNX, as ``cellseg.torch.export.write_onnx``."""
+    return _export(write_onnx, job, emit)
+
+
+def export_bioimageio(job: ExportJob[BioimageioOptions], emit: Emit) -> Path:
+    """Write a bioimage.io model package, as ``cellseg.torch.export.write_bioimageio``.
+
+    Its outputs are the probabilities of the classes, the depth from 0 to 1, and the embedding.
     """
     network = Network.load(job.model)
-    maps = _Maps(network).eval()
-    with seeded(0):
-        example = torch.rand(2, network.architecture.channels, 8 * STRIDE, 12 * STRIDE)
-        other = torch.rand(1, network.architecture.channels, 20 * STRIDE, 6 * STRIDE)
-    size = {name: torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns")}
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    shapes = {"image": {0: batch, 2: STRIDE * size["rows"], 3: STRIDE * size["columns"]}}
-    with torch.no_grad():
-        program = torch.export.export(maps, (example,), dynamic_shapes=shapes, strict=False)
-        with storage_errors(job.target), job.target.open("wb") as file:
-            torch.export.save(program, file)
-        with job.target.open("rb") as file:
-            again = torch.export.load(file).module()
-        worst = 0.0
-        for image in (example, other):
-            for a, b in zip(maps(image), again(image), strict=True):
-                worst = max(worst, float((a - b).abs().max()))
-    if not worst <= job.options.tolerance:
-        raise WeightsError(
-            f"The exported network differs from the original by {worst:g}, more than"
-            f" {job.options.tolerance:g}.",
-            hint="Raise --tolerance if that is good enough.",
-        )
-    emit(Note(f"The exported network gives the original's results within {worst:.2g}."))
+    worst = write_bioimageio(
+        program(network),
+        package(network, Bundle.load(job.model)),
+        job.model,
+        job.target,
+        job.options,
+    )
+    _report(worst, emit)
+    missing = [f"--{name}" for name in ("author", "licence") if not getattr(job.options, name)]
+    if missing:
+        emit(Note(f"To be published on bioimage.io, it still needs {' and '.join(missing)}."))
     return job.target
+
+
+def package(network: Network, bundle: Bundle) -> Package:
+    """What a bioimage.io package says about a vista model."""
+    architecture = network.architecture
+    spare = (f"spare class {i}" for i in range(len(bundle.classes), architecture.num_classes))
+    halo = bundle.tiling or Plugins().get(PredictorSpec, bundle.backend).tiling
+    return Package(
+        summary=_SUMMARY.format(voxel="pixel" if architecture.dims == 2 else "voxel"),
+        usage=_USAGE,
+        outputs=(
+            Output(
+                name="probabilities",
+                summary="probability of each class",
+                channels=(*bundle.classes, *spare)[: architecture.num_classes],
+                activation="softmax",
+            ),
+            Output(
+                name="distance",
+                summary="how deep in its object a voxel lies: 0 at the edge, 1 from halfway in",
+                channels=("distance",),
+                activation="sigmoid",
+            ),
+            Output(
+                name="embedding",
+                summary="a point in a space where each object has its own place",
+                channels=tuple(f"embedding{i}" for i in range(architecture.emb_dim)),
+            ),
+        ),
+        tiling=halo,
+        cite=_CITE,
+    )
+
+
+def _export(
+    write: Callable[[Program, Path, float], float], job: ExportJob[ExportOptions], emit: Emit
+) -> Path:
+    _report(write(program(Network.load(job.model)), job.target, job.options.tolerance), emit)
+    return job.target
+
+
+def _report(worst: float, emit: Emit) -> None:
+    emit(Note(f"The exported network gives the original's results within {worst:.2g}."))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from cellseg.torch.export_options import BioimageioOptions, ExportOptions
 
-from cellseg.options import Options
+__all__ = ["BioimageioOptions", "OnnxOptions", "Pt2Options", "TorchscriptOptions"]
 
 
-class Pt2Options(Options):
+class Pt2Options(ExportOptions):
     """What ``cellseg export --format pt2`` takes."""
 
-    tolerance: float = Field(1e-4, gt=0)
-    """Largest difference between the outputs of the exported network and the original."""
+
+class TorchscriptOptions(ExportOptions):
+    """What ``cellseg export --format torchscript`` takes."""
+
+
+class OnnxOptions(ExportOptions):
+    """What ``cellseg export --format onnx`` takes."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch  # noqa: TID253
 from numpy.typing import NDArray
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional as F  # noqa: TID253
 
 from cellseg.metrics import THRESHOLDS, Tally, overlaps, tally
-from cellseg_vista.instances import PixelMaps, find_instances
+from cellseg_vista.instances import find_instances, pixel_maps
 from cellseg_vista.losses import Margins, discriminative_loss, semantic_loss
 from cellseg_vista.network import Maps, Network
-from cellseg_vista.options import Vista2dOptions
-from cellseg_vista.predict_options import Vista2dPredictOptions
+from cellseg_vista.options import VistaOptions
+from cellseg_vista.predict_options import VistaPredictOptions
 
 _SHOWN = 4
 
@@ -31,15 +32,33 @@ class _Seen:
     found: NDArray[np.int32]
 
 
-class Vista2dLearner(nn.Module):
-    """What ``cellseg.torch.training.fit`` trains; the weights are those of ``network``."""
+class VistaLearner(nn.Module):
+    """What ``cellseg.torch.training.fit`` trains; the weights are those of ``network``.
 
-    monitor = "mean_f1"
+    Args:
+        network: to be trained.
+        options: weights and margins of the losses.
+        spacing: voxel size along each spatial axis.
+        kinds: how many classes the data has, background included.
+        segmenting: how validation makes objects of the network's maps.
+    """
 
-    def __init__(self, network: Network, options: Vista2dOptions) -> None:
+    def __init__(
+        self,
+        network: Network,
+        options: VistaOptions,
+        spacing: Sequence[float],
+        kinds: int,
+        segmenting: VistaPredictOptions,
+    ) -> None:
         super().__init__()
-        self.network, self.options = network, options
-        self._margins = Margins(options.delta_v, options.delta_d, options.push_reach)
+        self.network, self.options, self.segmenting = network, options, segmenting
+        self._spacing, self._kinds = tuple(spacing), kinds
+        # In dense volumes most objects run out of the patch, and few small pieces match none.
+        self.monitor = "mean_f1" if len(self._spacing) == 2 else "score"
+        self._margins = Margins(options.delta_v, options.delta_d, options.push_reach, self._spacing)
+        weights = torch.tensor(options.class_weights) if options.class_weights else None
+        self.register_buffer("_class_weights", weights, persistent=False)
         self._seen: list[_Seen] = []
 
     def training_step(self, batch: Any) -> Mapping[str, Tensor]:
@@ -47,25 +66,29 @@ class Vista2dLearner(nn.Module):
         return self._losses(self.network(batch["image"]), batch)
 
     def validation_step(self, batch: Any) -> Mapping[str, tuple[float, float]]:
-        """The loss, and how well predicted cells match true ones: F1 at an IoU of 0.5, and its
-        mean over ``THRESHOLDS``."""
+        """The losses, the share of voxels of the right class, and how well the objects that are
+        predicted, foreground included, match the true ones where those are known: ``f1@0.5``,
+        ``mean_f1`` and ``msa`` over ``THRESHOLDS``, the adapted Rand error ``are``, and ``score``,
+        the mean of mean F1 and 1 - ``are``; of ``msa`` and ``score`` the mean over the batches."""
         maps = self.network(batch["image"])
-        count = len(batch["image"])
-        scores = {"loss": (float(self._losses(maps, batch)["loss"]) * count, float(count))}
+        count = float(len(batch["image"]))
+        terms = self._losses(maps, batch)
+        results = {
+            name: (float(terms[name]) * count, count) for name in ("loss", "loss_sem", "loss_ins")
+        }
+        known = batch["classes"] >= 0
+        right = (maps.semantic.argmax(1) == batch["classes"]) & known
+        results["accuracy"] = (float(right.sum()), float(known.sum()))
         total = Tally(thresholds=THRESHOLDS, matched=(0,) * 10, matched_iou=(0.0,) * 10)
-        for image, truth, found in zip(
-            batch["image"], batch["labels"], pixel_maps(maps), strict=True
+        for image, labels, there, found in zip(
+            batch["image"], batch["labels"], known, pixel_maps(maps, self._kinds), strict=True
         ):
-            labels, _ = find_instances(found, Vista2dPredictOptions())
-            true = truth.cpu().numpy()
-            total += tally(overlaps(labels, true))
-            if len(self._seen) >= _SHOWN:
-                self._seen.pop(0)
-            self._seen.append(_Seen(image.cpu().numpy(), true, labels))
-        both = float(total.n_true + total.n_pred)
-        scores["f1@0.5"] = (2.0 * total.matched[0], both)
-        scores["mean_f1"] = (2.0 * sum(total.matched) / len(THRESHOLDS), both)
-        return scores
+            truth = labels.cpu().numpy()
+            seen = find_instances(found, self.segmenting, self._spacing).labels
+            seen = np.where(there.cpu().numpy(), seen, 0)
+            total += tally(overlaps(seen, truth))
+            self._seen = [*self._seen[1 - _SHOWN :], _Seen(image.cpu().numpy(), truth, seen)]
+        return results | _scored(total)
 
     def write_previews(self, directory: Path, epoch: int) -> None:
         """The last patches of the validation, truth in blue under prediction in orange."""
@@ -77,34 +100,62 @@ class Vista2dLearner(nn.Module):
         self._seen.clear()
 
     def _losses(self, maps: Maps, batch: Any) -> dict[str, Tensor]:
-        options, labels = self.options, batch["labels"]
+        terms = self._terms(maps, batch)
+        weight, share = 1.0, 1.0
+        for coarse in maps.coarse:
+            weight /= 2
+            share += weight
+            for name, value in self._terms(coarse, batch).items():
+                terms[name] = terms[name] + weight * value
+        return {name: value / share for name, value in terms.items()}
+
+    def _terms(self, maps: Maps, batch: Any) -> dict[str, Tensor]:
+        options = self.options
         semantic = semantic_loss(
-            maps.semantic, (labels > 0).long(), options.ce_weight, options.dice_weight
+            maps.semantic,
+            batch["classes"],
+            class_weights=self._class_weights,
+            ignore_index=options.ignore_index,
         )
         emphasis = 1 + (options.weight_contact - 1) * batch["contact"].float()
+        emphasis = emphasis * (batch["classes"] >= 0)
         distance = F.binary_cross_entropy_with_logits(
             maps.distance[:, 0].float(), batch["distance"], emphasis
         )
-        terms = discriminative_loss(maps.embedding, labels, batch["weight"], self._margins)
-        loss = (
-            semantic
-            + options.weight_distance * distance
-            + options.weight_pull * terms.pull
+        terms = discriminative_loss(maps.embedding, batch["labels"], batch["weight"], self._margins)
+        loss_sem = options.ce_weight * semantic.ce + options.dice_weight * semantic.dice
+        loss_ins = (
+            options.weight_pull * terms.pull
             + options.weight_push * terms.push
             + options.weight_norm * terms.norm
         )
         return {
-            "loss": loss,
-            "semantic": semantic,
-            "distance": distance,
-            "pull": terms.pull,
-            "push": terms.push,
+            "loss": loss_sem + options.weight_distance * distance + loss_ins,
+            "loss_sem": loss_sem,
+            "loss_ce": semantic.ce,
+            "loss_dice": semantic.dice,
+            "loss_distance": distance,
+            "loss_ins": loss_ins,
+            "loss_pull": terms.pull,
+            "loss_push": terms.push,
         }
 
 
-def pixel_maps(maps: Maps) -> list[PixelMaps]:
-    """The network's output as numpy arrays, one for each image of the batch."""
-    foreground = maps.semantic.float().softmax(1)[:, 1].cpu().numpy()
-    distance = maps.distance[:, 0].float().sigmoid().cpu().numpy()
-    embedding = maps.embedding.float().cpu().numpy()
-    return [PixelMaps(f, d, e) for f, d, e in zip(foreground, distance, embedding, strict=True)]
+def _scored(total: Tally) -> dict[str, tuple[float, float]]:
+    both = float(total.n_true + total.n_pred)
+    f1 = 2.0 * sum(total.matched) / len(THRESHOLDS)
+    pairs = total.together_true + total.together_pred
+    wrong = pairs - 2 * total.together_both
+    results = {
+        "f1@0.5": (2.0 * total.matched[0], both),
+        "mean_f1": (f1, both),
+        "are": (wrong, pairs),
+        "msa": (0.0, 0.0),
+        "score": (0.0, 0.0),
+    }
+    if total.n_true:
+        unions = [both - matched for matched in total.matched]
+        msa = sum(m / u for m, u in zip(total.matched, unions, strict=True)) / len(THRESHOLDS)
+        results["msa"] = (msa, 1.0)
+        results["score"] = ((f1 / both + 1 - wrong / pairs) / 2 if pairs else f1 / both, 1.0)
+    return results

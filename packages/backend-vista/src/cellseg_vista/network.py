@@ -1,15 +1,10 @@
-"""The network: a small residual U-Net whose output at a pixel depends on its surroundings alone.
-
-U-Net: Ronneberger et al., doi:10.1007/978-3-319-24574-4_28. Its normalisation is over the
-channels of each pixel (as in ConvNeXt, arXiv:2201.03545), never over space, so that a tile of an
-image gives what the whole image gives.
-"""
+"""The network: an encoder with its decoder, and heads for classes, distance and embedding."""
 
 from __future__ import annotations
 
-import itertools
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,74 +15,86 @@ from torch.nn import functional as F  # noqa: TID253
 from cellseg.errors import WeightsError
 from cellseg.files import write_atomic
 from cellseg.torch.weights import FILE, load_weights, save_weights
+from cellseg_vista.encoders import build
+from cellseg_vista.levels import Architecture, Axes, notes, plan_levels, receptive_field
+from cellseg_vista.unet import ChannelNorm, convolution
 
-STRIDE = 8
-"""Edge of the coarsest level's pixels: images are padded to a multiple of it."""
-_BLOCKS = (1, 1, 2, 2)
+__all__ = ["Architecture", "Maps", "Network", "notes", "plan_levels", "receptive_field"]
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """What it takes to build the network again."""
-
-    channels: int
-    feature_size: int
-    emb_dim: int
-    num_classes: int = 2
+_UNEXPECTED = -6.0
+"""Logit of a class that does not occur."""
+_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 
 
 class Maps(NamedTuple):
-    """What the network says about each pixel, ``(n, ?, y, x)``."""
+    """What the network says about each voxel; ``*s`` is ``(y, x)`` or ``(z, y, x)``."""
 
     semantic: Tensor
-    """Logits of the classes: background, cell."""
+    """Logits of the classes ``(n, k, *s)``, background first."""
     distance: Tensor
-    """Logit of how deep in its cell a pixel lies: 0 at the edge, 1 from halfway in."""
+    """Logit of how deep in its object a voxel lies ``(n, 1, *s)``: 0 at the edge, 1 from halfway
+    in."""
     embedding: Tensor
-    """A point in a space where each cell has its own place."""
+    """A point in a space where each object has its own place ``(n, e, *s)``."""
+    coarse: tuple[Maps, ...] = ()
+    """While training with deep supervision: the same from the coarser levels of the decoder, the
+    finer first, interpolated linearly to the size of the image."""
 
 
 class Network(nn.Module):
-    """Maps images ``(n, c, y, x)``, float32 and normalised, of any size, to ``Maps``."""
+    """Maps images ``(n, c, *s)``, float32 and normalised, of any size, to ``Maps``.
+
+    Raises:
+        ConfigError: the encoder cannot be built like this.
+        PluginError: the encoder needs MONAI, which is missing.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        sizes = [architecture.feature_size * 2**level for level in range(len(_BLOCKS))]
-        self.stem = nn.Conv2d(architecture.channels, sizes[0], 3, padding=1)
-        self.encoder = nn.ModuleList(
-            nn.Sequential(*[_Block(size) for _ in range(count)])
-            for size, count in zip(sizes, _BLOCKS, strict=True)
+        self.trunk = build(architecture)
+        self.heads = nn.ModuleList(
+            _Heads(size, architecture)
+            for size in self.trunk.sizes[: 1 + architecture.deep_supervision]
         )
-        steps = list(itertools.pairwise(sizes))
-        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in steps)
-        self.up = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in steps)
-        self.decoder = nn.ModuleList(_Block(fine) for fine, _ in steps)
-        self.norm = _ChannelNorm(sizes[0])
-        heads = (architecture.num_classes, 1, architecture.emb_dim)
-        self.heads = nn.ModuleList(nn.Conv2d(sizes[0], size, 1) for size in heads)
+
+    @property
+    def stride(self) -> Axes:
+        """``maps`` takes images whose sides are multiples of these."""
+        return self.architecture.stride
 
     def forward(self, image: Tensor) -> Maps:
-        """Pad, compute, and crop back to the image."""
-        height, width = image.shape[-2:]
-        padding = (0, -width % STRIDE, 0, -height % STRIDE)
-        maps = self.maps(F.pad(image, padding, mode="replicate"))
-        return Maps(*(m[..., :height, :width] for m in maps))
+        """Pad with the voxels at the border, compute, and crop back to the image."""
+        shape = image.shape[2:]
+        wanted = [
+            max(-(-size // step) * step, least)
+            for size, step, least in zip(
+                shape, self.stride, self.architecture.smallest, strict=True
+            )
+        ]
+        padding = [(0, want - size) for want, size in zip(wanted, shape, strict=True)]
+        flat = [size for pair in reversed(padding) for size in pair]
+        if any(flat):
+            image = F.pad(image, flat, mode="replicate")
+        maps = self.maps(image)
+        return _crop(maps, shape) if any(flat) else maps
 
     def maps(self, image: Tensor) -> Maps:
-        """The same for an image whose sides are multiples of ``STRIDE``."""
-        x = self.stem(image.contiguous(memory_format=torch.channels_last))
-        skips = []
-        for level, blocks in enumerate(self.encoder):
-            x = blocks(x)
-            if level < len(self.down):
-                skips.append(x)
-                x = self.down[level](x)
-        for level in reversed(range(len(self.decoder))):
-            x = F.interpolate(self.up[level](x), scale_factor=2.0, mode="nearest")
-            x = self.decoder[level](x + skips[level])
-        x = F.relu(self.norm(x))
-        return Maps(*(head(x) for head in self.heads))
+        """The same for an image whose sides are multiples of ``stride``, and at least
+        ``architecture.smallest``."""
+        finest, *coarser = [
+            head(features) for head, features in zip(self.heads, self.trunk(image), strict=False)
+        ]
+        return finest._replace(coarse=tuple(_enlarged(maps, image.shape[2:]) for maps in coarser))
+
+    def expect(self, classes: int) -> None:
+        """Start with next to no probability for classes from this number on, which the data lacks.
+
+        Otherwise the first of the training goes into unlearning them.
+        """
+        for heads in self.heads:
+            with torch.no_grad():
+                heads.maps[0].bias[classes:] = _UNEXPECTED
 
     def save(self, directory: Path) -> None:
         """Write the weights and what it takes to build the network."""
@@ -99,40 +106,42 @@ class Network(nn.Module):
         """Read what ``save`` wrote.
 
         Raises:
-            WeightsError: a file is missing or damaged.
+            PluginError: the encoder needs MONAI, which is missing.
+            WeightsError: a file is missing or damaged, or another version of cellseg wrote it.
         """
         file = directory / "network.json"
         try:
-            network = cls(Architecture(**json.loads(file.read_text(encoding="utf-8"))))
+            network = cls(Architecture.of(json.loads(file.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError) as error:
             raise WeightsError(
-                f"{file} cannot be read: {error}", hint="Give the directory of a vista2d model."
+                f"{file} cannot be read: {error}",
+                hint="Give the directory of a vista2d or vista3d model of this version.",
             ) from error
         load_weights(network, directory / FILE)
         return network.eval()
 
 
-class _ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel."""
+class _Heads(nn.Module):
+    """Classes, distance and embedding from the features of one level."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, size: int, architecture: Architecture) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.norm = ChannelNorm(size)
+        outputs = (architecture.num_classes, 1, architecture.emb_dim)
+        point = (1,) * architecture.dims
+        self.maps = nn.ModuleList(convolution(size, count, point) for count in outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        last = x.permute(0, 2, 3, 1)
-        return F.layer_norm(last, self.weight.shape, self.weight, self.bias).permute(0, 3, 1, 2)
+    def forward(self, features: Tensor) -> Maps:
+        x = F.relu(self.norm(features))
+        return Maps(*(head(x) for head in self.maps))
 
 
-class _Block(nn.Module):
-    """Two convolutions beside a shortcut."""
+def _enlarged(maps: Maps, shape: Sequence[int]) -> Maps:
+    mode = _INTERPOLATION[len(shape)]
+    return Maps(*(F.interpolate(m, tuple(shape), mode=mode, align_corners=False) for m in maps[:3]))
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _ChannelNorm(channels)
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.relu(self.first(F.relu(self.norm(x)))))
+def _crop(maps: Maps, shape: Sequence[int]) -> Maps:
+    inner = (..., *(slice(size) for size in shape))
+    coarse = tuple(_crop(each, shape) for each in maps.coarse)
+    return Maps(maps.semantic[inner], maps.distance[inner], maps.embedding[inner], coarse)

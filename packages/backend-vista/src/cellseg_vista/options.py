@@ -30,6 +30,7 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
             "class_weights",
             "ignore_index",
             "weight_distance",
+            "distance_reach",
             "weight_contact",
             "weight_pull",
             "weight_push",
@@ -73,6 +74,9 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
     in any case; -100 leaves out only them."""
     weight_distance: float = Field(1.0, ge=0)
     """Weight of the loss of the distance map, which says how deep in its object a pixel lies."""
+    distance_reach: float = Field(0.0, ge=0)
+    """How deep in an object, in voxels of the finest axis, the distance map is full; 0 for half the
+    depth of each object, which suits compact ones: thin arms of thick objects want a number."""
     weight_contact: float = Field(5.0, ge=1)
     """How much more than others the pixels between touching objects weigh in the distance's
     loss."""
@@ -118,8 +122,11 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
             )
         if self.deep_supervision and self.encoder == "segresnet":
             raise ValueError("--deep-supervision goes with --encoder unet or segresnet_ds")
-        if self.deep_supervision >= self.levels:
-            raise ValueError(f"--deep-supervision must be below --levels {self.levels}")
+        if self.deep_supervision > self.levels - 2:
+            raise ValueError(
+                f"--deep-supervision {self.deep_supervision}: with --levels {self.levels} the"
+                f" decoder has {self.levels - 2} coarser levels"
+            )
         return self
 
 
@@ -137,6 +144,8 @@ class Vista2dOptions(VistaOptions):
             raise ValueError("--patch-depth: vista2d segments single planes, so it must be 1")
         if self.augment_slices != "same":
             raise ValueError("--augment-slices: vista2d sees single planes, there are no others")
+        if self.encoder_weights is not None:
+            raise ValueError("--encoder-weights: VISTA3D is for volumes; use vista3d")
         return self
 
 

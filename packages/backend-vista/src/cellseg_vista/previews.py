@@ -20,7 +20,8 @@ def write_preview(panels: Sequence[Panel], path: Path) -> None:
     """Draw patches side by side: true outlines in blue, and over them predicted ones in orange.
 
     Args:
-        panels: image ``(c, y, x)``, true and predicted labels ``(y, x)``.
+        panels: image ``(c, y, x)``, true and predicted labels ``(y, x)``; or volumes
+            ``(c, z, y, x)`` and ``(z, y, x)``, of which the middle plane is drawn.
         path: a PNG file.
     """
     import cv2
@@ -33,6 +34,9 @@ def write_preview(panels: Sequence[Panel], path: Path) -> None:
 def _draw(
     image: NDArray[np.float32], truth: NDArray[np.integer], found: NDArray[np.integer]
 ) -> NDArray[np.uint8]:
+    if truth.ndim == 3:
+        middle = len(truth) // 2
+        image, truth, found = image[:, middle], truth[middle], found[middle]
     grey = image.mean(axis=0)
     low, high = np.percentile(grey, (0.5, 99.5))
     grey = np.clip((grey - low) / max(high - low, 1e-6), 0, 1)

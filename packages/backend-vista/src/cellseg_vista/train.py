@@ -1,8 +1,12 @@
-"""Train vista2d, and find the thresholds that suit it."""
+"""Train a vista model, and find the thresholds that suit it."""
 
 from __future__ import annotations
 
-from cellseg import Emit, Trained, TrainJob
+from collections.abc import Sequence
+
+import numpy as np
+
+from cellseg import BaseWeights, ConfigError, Emit, Tiling, Trained, TrainJob
 from cellseg.events import Note
 from cellseg.files import remove_leftovers
 from cellseg.patches import PatchGrid, PatchSampler
@@ -11,48 +15,144 @@ from cellseg.torch.loaders import Loaders
 from cellseg.torch.training import fit
 from cellseg.torch.weights import seeded
 from cellseg_vista.calibrate import calibrate
-from cellseg_vista.learner import Vista2dLearner
-from cellseg_vista.network import Architecture, Network
-from cellseg_vista.options import Vista2dOptions
-from cellseg_vista.patches import TrainingPatches, ValidationPatches
+from cellseg_vista.description import Description
+from cellseg_vista.learner import VistaLearner
+from cellseg_vista.network import Architecture, Network, notes
+from cellseg_vista.options import VistaOptions
+from cellseg_vista.patches import Targets, TrainingPatches, ValidationPatches
+from cellseg_vista.predict_options import (
+    Vista2dPredictOptions,
+    Vista3dPredictOptions,
+    VistaPredictOptions,
+)
+
+_ONE_CLASS = ("background", "cell")
+_CORE, _HALO = 128, 16
+"""Of a tile along the finest axis, in voxels."""
+_PREDICTING: dict[int, type[VistaPredictOptions]] = {
+    2: Vista2dPredictOptions,
+    3: Vista3dPredictOptions,
+}
 
 
-def train(job: TrainJob[Vista2dOptions], emit: Emit) -> Trained:
-    """Train (or resume), and leave the network of the best validation in ``job.model``."""
+def train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
+    """Train (or resume), and leave the network of the best validation in ``job.model``.
+
+    Args:
+        job: core's job.
+        emit: gets the events.
+        dims: 2 segments planes, 3 volumes.
+
+    Raises:
+        ConfigError: the data has more classes than the network.
+        WeightsError: ``--encoder-weights`` does not fit.
+        CellsegError: as ``cellseg.torch.training.fit`` says.
+    """
     with threads(job.options.threads):
-        return _train(job, emit)
+        return _train(job, emit, dims)
 
 
-def _train(job: TrainJob[Vista2dOptions], emit: Emit) -> Trained:
+def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
     options = job.options
     remove_leftovers(job.model)
-    with seeded(job.seed):
-        network = Network(
-            Architecture(
-                channels=job.train[0].image.shape[0],
-                feature_size=options.feature_size,
-                emb_dim=options.emb_dim,
-            )
+    classes = job.train[0].classes or _ONE_CLASS
+    if len(classes) > options.num_classes:
+        raise ConfigError(
+            f"--num-classes {options.num_classes} is too few: the data has {len(classes)},"
+            f" {', '.join(classes)}."
         )
+    spacing = _spacing([sample.spacing for sample in job.train], dims)
+    shape = (options.patch_depth, options.patch_size, options.patch_size)
+    network = _network(job, spacing, dims, len(classes))
     trainable = tuple(name for name, _ in network.named_parameters())
+    for note in notes(network.architecture, spacing):
+        emit(Note(note))
+    base = _start(network, job, emit)
     calibrated: dict[str, object] = {}
     if job.epochs:
         sampler = PatchSampler.of(job.train, options, job.seed)
         if sampler.skipped:
             listed = ", ".join(sampler.skipped[:5]) + (", ..." if len(sampler.skipped) > 5 else "")
             emit(Note(f"Not trained on, for want of objects (--min-instances): {listed}"))
+        make = Targets(options, dims, [*job.train, *job.val])
         val = None
         if job.val:
-            shape = (1, options.patch_size, options.patch_size)
-            val = ValidationPatches(PatchGrid(job.val, shape), options)
+            val = ValidationPatches(PatchGrid(job.val, shape), make, options.val_patches)
         loaders = Loaders(
-            train=TrainingPatches(sampler, options, job.seed),
+            train=TrainingPatches(sampler, make, options, job.seed),
             epoch_samples=options.patches_per_image * len(job.train),
             val=val,
             val_batches=len(val) if val else 0,
         )
-        fit(Vista2dLearner(network, options), loaders, job, emit)
+        predicting = _PREDICTING[dims]
+        learner = VistaLearner(network, options, spacing, len(classes), predicting())
+        fit(learner, loaders, job, emit)
         if val:
-            calibrated = calibrate(network, val, job.device)
+            calibrated = calibrate(network, val, job.device, predicting, spacing, len(classes))
     network.save(job.model)
-    return Trained(trainable=trainable, calibrated=calibrated, classes=("cell",))
+    Description(classes).save(job.model)
+    return Trained(
+        trainable=trainable,
+        calibrated=calibrated,
+        classes=classes,
+        tiling=_tiling(network, spacing) if dims == 3 else None,
+        base_weights=base,
+    )
+
+
+def _network(
+    job: TrainJob[VistaOptions], spacing: Sequence[float], dims: int, kinds: int
+) -> Network:
+    options = job.options
+    architecture = Architecture.planned(
+        channels=job.train[0].image.shape[0],
+        feature_size=options.feature_size,
+        emb_dim=options.emb_dim,
+        num_classes=options.num_classes,
+        dims=dims,
+        encoder=options.encoder,
+        deep_supervision=options.deep_supervision,
+        levels=options.levels,
+        spacing=spacing,
+        patch=(options.patch_depth, options.patch_size, options.patch_size)[3 - dims :],
+    )
+    with seeded(job.seed):
+        network = Network(architecture)
+    network.expect(kinds)
+    return network
+
+
+def _start(network: Network, job: TrainJob[VistaOptions], emit: Emit) -> tuple[BaseWeights, ...]:
+    """Fill the encoder from the checkpoint that the user named."""
+    path = job.options.encoder_weights
+    if path is None:
+        return ()
+    from cellseg_vista.encoder_weights import load_encoder
+
+    loaded = load_encoder(network, path)
+    emit(Note(str(loaded)))
+    return (
+        BaseWeights(
+            name=path.name, source=str(path), licence="as its source says", sha256=loaded.sha256
+        ),
+    )
+
+
+def _spacing(all_sizes: Sequence[Sequence[float]], dims: int) -> tuple[float, ...]:
+    """The median voxel size along each spatial axis."""
+    return tuple(np.median(np.array(all_sizes), axis=0)[3 - dims :].tolist())
+
+
+def _tiling(network: Network, spacing: Sequence[float]) -> Tiling:
+    """Tiles of a few million voxels, as cubic as the voxels allow.
+
+    Cores and halos are multiples of the network's stride, so that its coarse levels see all tiles
+    alike. The halo is what matters of the surroundings, not all that a voxel depends on: that
+    would be most of a tile.
+    """
+    core, halo = [], []
+    for size, step in zip(spacing, network.stride, strict=True):
+        share = min(spacing) / size
+        core.append(-(-max(round(_CORE * share), 16) // step) * step)
+        halo.append(-(-max(round(_HALO * share), 4) // step) * step)
+    return Tiling(core=(core[0], core[1], core[2]), halo=(halo[0], halo[1], halo[2]))

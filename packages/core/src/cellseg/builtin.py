@@ -15,8 +15,10 @@ from cellseg.readers import recognise
 from cellseg.readers.options import (
     FolderOptions,
     Hdf5Options,
+    NiftiOptions,
     OmeZarrOptions,
     PlateOptions,
+    ReaderOptions,
     TiffOptions,
     ZarrOptions,
 )
@@ -71,6 +73,34 @@ def cellseg_datasets() -> Iterator[DatasetSpec[Any]]:
         open=_open_hdf5,
         recognises=recognise.is_hdf5,
     )
+    yield DatasetSpec(
+        name="nifti",
+        summary="NIfTI files: one, a folder, or nnU-Net data sets such as MitoEM2",
+        options=NiftiOptions,
+        open=_open_nifti,
+        recognises=recognise.is_nifti,
+    )
+    yield DatasetSpec(
+        name="snemi3d",
+        summary="SNEMI3D: neurites of mouse cortex, the volumes AC4 and AC3",
+        options=ReaderOptions,
+        open=_open_snemi3d,
+        recognises=recognise.is_snemi3d,
+    )
+    yield DatasetSpec(
+        name="cremi",
+        summary="CREMI: neurons and synaptic clefts of the fly brain",
+        options=ReaderOptions,
+        open=_open_cremi,
+        recognises=recognise.is_cremi,
+    )
+    yield DatasetSpec(
+        name="collection",
+        summary="several data sets as one, listed in a YAML file",
+        options=ReaderOptions,
+        open=_open_collection,
+        recognises=recognise.is_collection,
+    )
 
 
 @hookimpl
@@ -113,6 +143,30 @@ def _open_hdf5(path: Path, options: Hdf5Options, labelled: bool) -> Dataset:
     from cellseg.readers.containers import open_hdf5
 
     return open_hdf5(path, options, labelled)
+
+
+def _open_nifti(path: Path, options: NiftiOptions, labelled: bool) -> Dataset:
+    from cellseg.readers.nifti import open_nifti
+
+    return open_nifti(path, options, labelled)
+
+
+def _open_snemi3d(path: Path, options: ReaderOptions, labelled: bool) -> Dataset:
+    from cellseg.readers.snemi3d import open_snemi3d
+
+    return open_snemi3d(path, options, labelled)
+
+
+def _open_cremi(path: Path, options: ReaderOptions, labelled: bool) -> Dataset:
+    from cellseg.readers.cremi import open_cremi
+
+    return open_cremi(path, options, labelled)
+
+
+def _open_collection(path: Path, options: ReaderOptions, labelled: bool) -> Dataset:
+    from cellseg.readers.collection import open_collection
+
+    return open_collection(path, options, labelled)
 
 
 def _zip(job: ExportJob[NoOptions], emit: Emit) -> Path:

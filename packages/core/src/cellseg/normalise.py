@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cellseg.data import Dataset, LazyArray, Sample
 from cellseg.errors import DataError
+from cellseg.parts import Crop
 from cellseg.sampling_options import Method, NormaliseOptions
 
 if TYPE_CHECKING:
@@ -174,9 +175,13 @@ class Normaliser(BaseModel):
 def normalised(sample: Sample, normaliser: Normaliser) -> Sample:
     """The sample with an image that slices to normalised float32; still nothing is read.
 
-    The statistics of the image are measured when it is first sliced, and kept.
+    The statistics of the image are measured when it is first sliced, and kept. For a part of an
+    image (``cellseg.parts``) they are those of the whole, as in prediction; they take no labels.
     """
-    return replace(sample, image=NormalisedImage(sample.image, normaliser, sample.name))
+    whole = sample.image.whole if isinstance(sample.image, Crop) else None
+    return replace(
+        sample, image=NormalisedImage(sample.image, normaliser, sample.name, measured=whole)
+    )
 
 
 @dataclass(slots=True)
@@ -187,6 +192,8 @@ class NormalisedImage:
     normaliser: Normaliser
     name: str = ""
     _statistics: Statistics | None = None
+    measured: LazyArray | None = None
+    """The image whose statistics count, where ``raw`` is a part of it; None: ``raw``."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -204,7 +211,8 @@ class NormalisedImage:
     def statistics(self) -> Statistics:
         """Those of the whole image, measured when first asked for."""
         if self._statistics is None:
-            self._statistics = self.normaliser.statistics(self.raw, self.name)
+            image = self.raw if self.measured is None else self.measured
+            self._statistics = self.normaliser.statistics(image, self.name)
         return self._statistics
 
     def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[np.float32]:

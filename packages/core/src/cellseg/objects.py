@@ -11,6 +11,7 @@ import fastremap
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.classes import UNKNOWN
 from cellseg.data import ZYX, LazyArray
 from cellseg.errors import DataError
 from cellseg.intensity import block_slices
@@ -41,8 +42,9 @@ class ObjectIndex:
         """Read a label image once, in blocks of at most 2^22 voxels.
 
         Args:
-            labels: ``(z, y, x)``, any integers from 0 to 2^32 - 1; 0 is background. The pieces of
-                an object in several pieces count as one.
+            labels: ``(z, y, x)``, any integers from 0 to 2^32 - 1; 0 is background, and
+                ``classes.UNKNOWN`` no object. The pieces of an object in several pieces count as
+                one.
             name: what errors call the image.
 
         Raises:
@@ -123,4 +125,5 @@ def _in_block(
     offset = np.array([part.start for part in where], np.int64)
     ids = numbers.astype(np.uint32) if names is None else names[numbers]
     sizes = measured["voxel_counts"][numbers].astype(np.int64)
-    return ids, sizes, boxes[:, 0::2] + offset, boxes[:, 1::2] + 1 + offset
+    own = ids != UNKNOWN
+    return ids[own], sizes[own], boxes[own, 0::2] + offset, boxes[own, 1::2] + 1 + offset

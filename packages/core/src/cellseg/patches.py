@@ -9,18 +9,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import fastremap
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.data import ZYX, Dataset, Labels, LazyArray, Sample
+from cellseg.classes import SHIFT, without_classes
+from cellseg.data import ZYX, Dataset, Labels, Sample
 from cellseg.errors import DataError
+from cellseg.keeping import kept, measured, size
 from cellseg.normalise import NormalisedImage
 from cellseg.objects import ObjectIndex
 from cellseg.sampling_options import PatchOptions
+from cellseg.splits import weighted
 
 _TRIES = 8
 _SEARCHED = 2000  # objects of an image that are tried as the middle of a crowd
@@ -33,7 +35,8 @@ class Patch:
     image: NDArray[np.float32]
     """``(c, z, y, x)``."""
     labels: NDArray[np.uint32]
-    """``(z, y, x)`` with the ids of the whole label image; 0 where padded."""
+    """``(z, y, x)`` with the ids of the whole label image (see ``cellseg.classes``); 0 where
+    padded. Plain ids are numbered anew in patches that have some of 2^28 and more."""
     name: str
     """Of the sample."""
     corner: ZYX
@@ -41,7 +44,7 @@ class Patch:
 
 
 class PatchSampler:
-    """Draws random patches with enough objects in them, each image as often as any other.
+    """Draws random patches with enough objects in them, each image as often as its weight says.
 
     An object counts where at least ``min_instance_size`` of its voxels lie in the patch. A random
     object is the anchor, and the patch lies anywhere around it; where that is not enough, another
@@ -49,16 +52,20 @@ class PatchSampler:
     padded on all sides with the mean of their background, and 0 in the labels.
 
     Args:
-        samples: with labels; images normalised (``cellseg.normalise.normalised``).
+        samples: with labels; images normalised (``cellseg.normalise.normalised``). Those of weight
+            0 are left out.
         shape: of the patches, ``(z, y, x)``.
         min_instances: how many objects a patch holds; 0 draws patches anywhere.
         min_instance_size: voxels of an object in the patch that make it count.
+        balance_classes: draw the class of the anchor first, each class of the image alike.
         seed: another one gives other patches.
         cache: bytes of images and labels that may be kept decoded, as first come; what does not
             fit is read for each patch. Processes that are forked share them.
+        cache_rate: the share of the samples, rounded up, that is kept instead, as first come.
 
     Raises:
-        DataError: an image cannot be read or has no labels, or none has enough objects.
+        DataError: an image cannot be read or has no labels, or ids of a class without a name; a
+            weight is negative; or no image has enough objects.
     """
 
     def __init__(
@@ -68,21 +75,28 @@ class PatchSampler:
         *,
         min_instances: int = 1,
         min_instance_size: int = 25,
+        balance_classes: bool = True,
         seed: int = 0,
         cache: int = 512 << 20,
+        cache_rate: float | None = None,
     ) -> None:
         self.shape = shape
         self._wanted, self._seed = min_instances, seed
         self._all: list[Sample] = []
         self._images: list[_Image] = []
         skipped = []
-        for sample in samples:
-            kept, cache = _kept(_checked(sample), cache)
-            self._all.append(kept)
-            assert kept.labels is not None
-            index = ObjectIndex.of(kept.labels, sample.name)
+        samples = weighted(samples)
+        first = None if cache_rate is None else math.ceil(round(cache_rate * len(samples), 6))
+        for number, sample in enumerate(samples):
+            sample = _checked(sample)
+            if size(sample) <= cache if first is None else number < first:
+                sample = kept(sample)
+                cache -= size(sample)
+            self._all.append(measured(sample))
+            assert sample.labels is not None
+            index = ObjectIndex.of(sample.labels, sample.name)
             large = index.chosen(index.sizes >= min_instance_size)
-            image = _Image(kept, large, min_instance_size)
+            image = _Image(sample, large, min_instance_size, balance_classes)
             if image.find(shape, min_instances):
                 self._images.append(image)
             else:
@@ -96,6 +110,10 @@ class PatchSampler:
                 f"patch of {' x '.join(map(str, shape))} (z, y, x): {listed or 'there is none'}.",
                 hint="Lower --min-instances or --min-instance-size, or enlarge --patch-size.",
             )
+        weights = [image.sample.weight for image in self._images]
+        self._shares: NDArray[np.float64] | None = None
+        if len(set(weights)) > 1:
+            self._shares = np.cumsum(weights) / sum(weights)
 
     @classmethod
     def of(cls, samples: Dataset, options: PatchOptions, seed: int) -> PatchSampler:
@@ -105,8 +123,10 @@ class PatchSampler:
             (options.patch_depth, options.patch_size, options.patch_size),
             min_instances=options.min_instances,
             min_instance_size=options.min_instance_size,
+            balance_classes=options.balance_classes,
             seed=seed,
             cache=options.cache << 20,
+            cache_rate=options.cache_rate,
         )
 
     def __len__(self) -> int:
@@ -120,13 +140,21 @@ class PatchSampler:
             DataError: the file cannot be read.
         """
         rng = np.random.default_rng([self._seed, index])
-        image = self._images[int(rng.integers(len(self._images)))]
+        image = self._images[self._drawn(rng)]
         for _ in range(_TRIES):
             corner = image.draw(self.shape, anchored=self._wanted > 0, rng=rng)
             labels = image.enough(corner, self.shape, self._wanted)
             if labels is not None:
                 return cut(image.sample, corner, self.shape, labels)
         return cut(image.sample, image.good, self.shape)
+
+    def _drawn(self, rng: np.random.Generator) -> int:
+        """The number of a random image."""
+        if self._shares is None:
+            return int(rng.integers(len(self._images)))
+        return min(
+            int(self._shares.searchsorted(rng.random(), side="right")), len(self._images) - 1
+        )
 
     def grid(self) -> PatchGrid:
         """Patches that cover all images, those without enough objects too."""
@@ -179,6 +207,8 @@ def cut(sample: Sample, corner: ZYX, shape: ZYX, labels: Labels | None = None) -
         assert sample.labels is not None
         labels = sample.labels[window]
     ids: NDArray[np.uint32] = labels.copy().astype(np.uint32, copy=False)
+    if not sample.classes:
+        ids = without_classes(ids)
     if ids.shape != shape:
         inner = tuple(
             slice(part.start - a, part.stop - a) for part, a in zip(window, corner, strict=True)
@@ -193,11 +223,11 @@ def cut(sample: Sample, corner: ZYX, shape: ZYX, labels: Labels | None = None) -
 
 
 def background(image: NDArray[np.float32], labels: Labels) -> NDArray[np.float32]:
-    """For each channel the mean of what is not labelled; the minimum where all is.
+    """For each channel the mean of what is background; the minimum where nothing is.
 
     Args:
         image: ``(c, z, y, x)``.
-        labels: ``(z, y, x)``.
+        labels: ``(z, y, x)``; background is 0, so what is not known (``classes.UNKNOWN``) is none.
     """
     outside = labels == 0
     count = int(np.count_nonzero(outside))
@@ -210,9 +240,16 @@ def background(image: NDArray[np.float32], labels: Labels) -> NDArray[np.float32
 class _Image:
     """An image that patches are drawn from, with its objects that are large enough."""
 
-    def __init__(self, sample: Sample, objects: ObjectIndex, size: int) -> None:
+    def __init__(
+        self, sample: Sample, objects: ObjectIndex, size: int, balanced: bool = True
+    ) -> None:
         self.sample = sample
         self._objects, self._size = objects, size
+        self._kinds: list[NDArray[np.intp]] = []
+        if sample.classes:
+            kinds = _classes(objects, sample)
+            if balanced:
+                self._kinds = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
         self.good: ZYX = (0, 0, 0)
 
     def find(self, shape: ZYX, wanted: int) -> bool:
@@ -230,7 +267,7 @@ class _Image:
     def draw(self, shape: ZYX, *, anchored: bool, rng: np.random.Generator) -> ZYX:
         """A random corner; anchored to a random object, all of it in the patch if it fits."""
         chances = rng.random(4).tolist()
-        anchor = int(chances[3] * len(self._objects)) if anchored else 0
+        anchor = self._anchor(chances[3]) if anchored else 0
         corner = []
         for axis, (least, most) in enumerate(self._range(shape)):
             if anchored:
@@ -239,6 +276,14 @@ class _Image:
                 least, most = max(least, min(first, most)), min(most, max(last, least))
             corner.append(least + int(chances[axis] * (most - least + 1)))
         return corner[0], corner[1], corner[2]
+
+    def _anchor(self, chance: float) -> int:
+        """The number of an object; of each class as often, where classes are balanced."""
+        if len(self._kinds) < 2:
+            return int(chance * len(self._objects))
+        kind, rest = divmod(chance * len(self._kinds), 1)
+        members = self._kinds[int(kind)]
+        return int(members[int(rest * len(members))])
 
     def enough(self, corner: ZYX, shape: ZYX, wanted: int) -> Labels | None:
         """The labels of a patch that holds as many objects as wanted; None where it does not."""
@@ -289,30 +334,16 @@ def _checked(sample: Sample) -> Sample:
     return sample
 
 
-def _kept(sample: Sample, room: int) -> tuple[Sample, int]:
-    """The sample with its arrays in memory where there is room for them, and the room left.
-
-    An image's statistics are measured either way, and a file that cannot be read is found.
-    """
-    assert sample.labels is not None
-    image = sample.image
-    raw = image.raw if isinstance(image, NormalisedImage) else image
-    if _bytes(raw) + _bytes(sample.labels) <= room:
-        pixels, labels = _whole(raw), fastremap.refit(_whole(sample.labels))
-        room -= pixels.nbytes + labels.nbytes
-        loaded = replace(image, raw=pixels) if isinstance(image, NormalisedImage) else pixels
-        sample = replace(sample, image=loaded, labels=labels)
-    if isinstance(sample.image, NormalisedImage):
-        _ = sample.image.statistics
-    return sample, room
-
-
-def _bytes(array: LazyArray) -> int:
-    return math.prod(array.shape) * array.dtype.itemsize
-
-
-def _whole(array: LazyArray) -> NDArray[Any]:
-    return array[tuple(slice(0, length) for length in array.shape)]
+def _classes(objects: ObjectIndex, sample: Sample) -> NDArray[np.int64]:
+    """The class of each object; plain ids are of class 1."""
+    kinds: NDArray[np.int64] = np.maximum(objects.ids.astype(np.int64) >> SHIFT, 1)
+    if len(kinds) and int(kinds.max()) >= len(sample.classes):
+        raise DataError(
+            f"{sample.name} has objects of class {int(kinds.max())}, but its classes end at "
+            f"{len(sample.classes) - 1}: {', '.join(sample.classes)}.",
+            hint="The reader must name each class; cellseg check-data lists them.",
+        )
+    return kinds
 
 
 def _window(sample: Sample, corner: ZYX, shape: ZYX) -> tuple[slice, ...]:

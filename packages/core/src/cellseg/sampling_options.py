@@ -82,7 +82,9 @@ class PatchOptions(Options):
             "patches_per_image",
             "min_instances",
             "min_instance_size",
+            "balance_classes",
             "cache",
+            "cache_rate",
         )
     }
 
@@ -97,9 +99,22 @@ class PatchOptions(Options):
     takes patches anywhere."""
     min_instance_size: int = Field(25, ge=1)
     """Pixels that an object must have inside the patch to count for --min-instances."""
+    balance_classes: bool = True
+    """Draw patches around objects of each class of an image equally often, so that rare classes
+    are seen, rather than around each object equally often. Does nothing where there is one class,
+    or with --min-instances 0."""
     cache: int = Field(512, ge=0)
     """Memory in MiB, for each loader process, that keeps decoded pieces of compressed files; 0
     decodes them anew for each patch."""
+    cache_rate: float | None = Field(None, ge=0, le=1)
+    """Share of the training images, rounded up, that are kept decoded in memory, however large they
+    are: the first ones. If not given, --cache decides."""
+
+    @model_validator(mode="after")
+    def _one_way_to_cache(self) -> PatchOptions:
+        if self.cache_rate is not None and self.cache != type(self).model_fields["cache"].default:
+            raise ValueError("--cache and --cache-rate exclude each other")
+        return self
 
 
 class AugmentOptions(Options):

@@ -1,11 +1,15 @@
 """Which images train and which validate: whole images, wells, fields or movies, never patches.
 
-Two patches of one image look alike, so a split by patch measures memory, not skill.
+Two patches of one image look alike, so a split by patch measures memory, not skill. Where there
+are too few images to keep some back, each is cut in two blocks with a gap between them
+(``--split blocks``). So no voxel of a source is ever on both sides; only blocks of one image are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,23 +20,42 @@ from cellseg.data import Dataset, Sample
 from cellseg.errors import ConfigError, DataError
 from cellseg.files import write_atomic
 from cellseg.options import Options, flag
+from cellseg.parts import AxisChoice, Place, blocks, meet, place
 
 
 class SplitOptions(Options):
     """How to keep some images for validation."""
 
-    panels: ClassVar = {"Splits": ("split", "val_fraction", "folds", "fold", "splits")}
+    panels: ClassVar = {
+        "Splits": (
+            "split",
+            "val_fraction",
+            "folds",
+            "fold",
+            "split_axis",
+            "val_gap",
+            "splits",
+        )
+    }
 
-    split: Literal["train-val", "k-fold", "full"] = "train-val"
+    split: Literal["train-val", "k-fold", "full", "blocks"] = "train-val"
     """How to divide the images: keep a share for validation, use one fold of several for it, or
     train on all. Images of one source (a well field, a movie) stay together. With train-val,
-    data that is already divided stays as it is."""
+    and blocks, data that is already divided stays as it is. blocks is for few large images or
+    volumes: each is cut in two, and the smaller part validates."""
     val_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the sources that validate, for --split train-val."""
+    """Share of the sources that validate, for --split train-val; for --split blocks, the share of
+    each image, at the end of its axis."""
     folds: int = Field(default=5, ge=2)
     """How many folds, for --split k-fold."""
     fold: int = Field(default=0, ge=0)
     """Which fold validates, from 0, for --split k-fold."""
+    split_axis: AxisChoice = "auto"
+    """The axis across which --split blocks cuts; auto takes the longest of each image, in
+    voxels."""
+    val_gap: int = Field(default=16, ge=0)
+    """Voxels along that axis between the two parts that are used for neither, for --split blocks:
+    what lies on either side of a border looks alike, and the same objects reach across it."""
     splits: Path | None = None
     """A splits.json to follow, such as that of another run, instead of dividing anew."""
 
@@ -43,10 +66,18 @@ class SplitOptions(Options):
                 f"--fold {self.fold} does not exist: --folds {self.folds} has 0 to {self.folds - 1}"
             )
         defaults = {name: field.default for name, field in SplitOptions.model_fields.items()}
-        belongs = {"val_fraction": "train-val", "folds": "k-fold", "fold": "k-fold"}
-        for name, split in belongs.items():
-            if getattr(self, name) != defaults[name] and self.split != split:
-                raise ValueError(f"{flag(name)} goes with --split {split}, not {self.split}")
+        belongs = {
+            "val_fraction": ("train-val", "blocks"),
+            "folds": ("k-fold",),
+            "fold": ("k-fold",),
+            "split_axis": ("blocks",),
+            "val_gap": ("blocks",),
+        }
+        for name, kinds in belongs.items():
+            if getattr(self, name) != defaults[name] and self.split not in kinds:
+                raise ValueError(
+                    f"{flag(name)} goes with --split {' or '.join(kinds)}, not {self.split}"
+                )
         if self.splits is not None:
             for name in ("split", *belongs):
                 if getattr(self, name) != defaults[name]:
@@ -55,7 +86,10 @@ class SplitOptions(Options):
 
 
 class Splits(BaseModel):
-    """The names of the samples that train and of those that validate; stored as splits.json."""
+    """The names of the samples that train and of those that validate; stored as splits.json.
+
+    ``volume[z:0-79]`` is a part of the sample ``volume``: its first 80 planes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,30 +136,43 @@ def make_splits(samples: Dataset, options: SplitOptions, seed: int) -> Splits:
 
     The groups are ranked by a hash of the seed and their name, so that the result depends on
     neither the order of the files nor the Python version, and the same names and seed always give
-    the same splits. With ``options.splits``, that file says it all. With ``train-val``, samples
-    that come with a ``split`` of their own keep it.
+    the same splits. With ``options.splits``, that file says it all. With ``train-val`` and
+    ``blocks``, samples that come with a ``split`` of their own keep it. With ``blocks``, each
+    other sample gives a part to either side, and the seed does not matter.
 
     Raises:
         ConfigError: more folds than groups.
         DataError: there are no samples, or only one group to divide; names that the splits file
-            has and the samples do not, or the reverse; a group on both sides.
+            has and the samples do not, or the reverse; a group on both sides, other than by parts
+            of one image that have no voxel in common; an image too short for blocks.
     """
     if options.splits is not None:
         splits = Splits.load(options.splits)
-        _check(samples, splits, str(options.splits))
+        _places(samples, splits, str(options.splits))
         return splits
     groups = sorted({sample.group for sample in samples})
     if not groups:
         raise DataError("There are no images to divide into splits.")
     if options.split == "full":
         return _divided(samples, frozenset())
+    if options.split == "blocks":
+        whole = [sample for sample in samples if sample.split is not None]
+        cut = [sample for sample in samples if sample.split is None]
+        pairs = list(blocks(cut, options.split_axis, options.val_fraction, options.val_gap))
+        splits = Splits(
+            train=(*_named(whole, "train"), *(kept.name for kept, _ in pairs)),
+            val=(*_named(whole, "val"), *(held.name for _, held in pairs)),
+        )
+        _places(samples, splits, "The data")
+        return splits
     if options.split == "train-val" and any(sample.split == "val" for sample in samples):
         return _declared(samples)
     ranked = sorted(groups, key=lambda group: _rank(group, seed))
     if len(ranked) == 1:
         raise DataError(
             f"There is only one source image, {groups[0]!r}: none is left for validation.",
-            hint="Give other images with --val FOLDER, or train without validation: --split full",
+            hint="Give other images with --val FOLDER, validate on a part of this one with --split "
+            "blocks, or train without validation: --split full",
         )
     if options.split == "k-fold":
         if options.folds > len(ranked):
@@ -141,13 +188,35 @@ def make_splits(samples: Dataset, options: SplitOptions, seed: int) -> Splits:
 def select(samples: Dataset, splits: Splits) -> tuple[list[Sample], list[Sample]]:
     """The samples that train and those that validate, in the order of ``samples``.
 
+    Parts of samples come as samples of their own, still lazy.
+
     Raises:
         DataError: the names in ``splits`` are not those of ``samples``, or a group is on both
-            sides.
+            sides, other than by parts of one image that have no voxel in common.
     """
-    _check(samples, splits, "The splits file")
-    train, val = frozenset(splits.train), frozenset(splits.val)
-    return [s for s in samples if s.name in train], [s for s in samples if s.name in val]
+    train, val = _places(samples, splits, "The splits file")
+    return [one.cut("train") for one in train], [one.cut("val") for one in val]
+
+
+def weighted(samples: Dataset) -> list[Sample]:
+    """Those that are trained on: all but the samples of weight 0.
+
+    Raises:
+        DataError: a weight is negative or not finite, or none is above 0.
+    """
+    for sample in samples:
+        if not (math.isfinite(sample.weight) and sample.weight >= 0):
+            raise DataError(
+                f"{sample.name} has the weight {sample.weight:g}.",
+                hint="Weights are numbers from 0 on; 0 trains on nothing of it.",
+            )
+    chosen = [sample for sample in samples if sample.weight > 0]
+    if samples and not chosen:
+        raise DataError(
+            "All training images have the weight 0, so there is nothing to train on.",
+            hint="Give one of them a weight above 0.",
+        )
+    return chosen
 
 
 def _rank(group: str, seed: int) -> bytes:
@@ -161,13 +230,18 @@ def _divided(samples: Dataset, val: frozenset[str]) -> Splits:
     )
 
 
+def _named(samples: Dataset, split: str) -> tuple[str, ...]:
+    return tuple(sample.name for sample in samples if sample.split == split)
+
+
 def _declared(samples: Dataset) -> Splits:
     """The splits that the data itself comes with."""
     silent = [sample.name for sample in samples if sample.split is None]
     if silent:
         raise DataError(
             f"Some images come as training or validation images, but not {_listed(silent)}.",
-            hint="Say which is which with --splits FILE.",
+            hint="Say which is which with --splits FILE, or cut the others in two with --split "
+            "blocks; in a collection also with split: train.",
         )
     splits = Splits(
         train=tuple(sample.name for sample in samples if sample.split != "val"),
@@ -175,40 +249,62 @@ def _declared(samples: Dataset) -> Splits:
     )
     if not splits.train:
         raise DataError("The data has only validation images.", hint="Use --split full.")
-    _check(samples, splits, "The data")
+    _places(samples, splits, "The data")
     return splits
 
 
-def _check(samples: Dataset, splits: Splits, where: str) -> None:
-    names = [sample.name for sample in samples]
-    given = [*splits.train, *splits.val]
-    twice = _sorted_repeats(given)
+def _places(samples: Dataset, splits: Splits, where: str) -> tuple[list[Place], list[Place]]:
+    """What trains and what validates, in the order of ``samples``, if all of it is right."""
+    twice = _sorted_repeats([*splits.train, *splits.val])
     if twice:
         raise DataError(f"{where} names more than once: {_listed(twice)}.")
-    unknown = sorted(set(given) - set(names))
+    by_name = {sample.name: sample for sample in samples}
+    found = [[(name, place(name, by_name)) for name in side] for side in (splits.train, splits.val)]
+    unknown = sorted(name for side in found for name, here in side if here is None)
     if unknown:
         raise DataError(
             f"{where} names images that are not in the data: {_listed(unknown)}.",
-            hint="Names are as cellseg check-data prints them.",
+            hint="Names are as cellseg check-data prints them; name[z:0-79] is a part of one.",
         )
-    missing = sorted(set(names) - set(given))
+    train, val = ([here for _, here in side if here is not None] for side in found)
+    missing = sorted(set(by_name) - {here.sample.name for here in (*train, *val)})
     if missing:
         raise DataError(
             f"{where} leaves out images that are in the data: {_listed(missing)}.",
             hint="Add them to train or val, or divide anew without --splits.",
         )
-    if not splits.train:
+    if not train:
         raise DataError(f"{where} leaves no image to train on.")
-    val = frozenset(splits.val)
-    sides: dict[str, set[bool]] = {}
-    for sample in samples:
-        sides.setdefault(sample.group, set()).add(sample.name in val)
-    torn = sorted(group for group, both in sides.items() if len(both) == 2)
+    torn = _torn(train, val)
     if torn:
         raise DataError(
             f"{where} has images of one source in both train and val: {_listed(torn)}.",
-            hint="Images of one movie, well field or volume look alike: keep them on one side.",
+            hint="Images of one movie, well field or volume look alike: keep them on one side, or "
+            "give parts of one that do not overlap, such as name[z:0-79] and name[z:96-119].",
         )
+    rank = {name: number for number, name in enumerate(by_name)}
+    for side in (train, val):
+        side.sort(key=lambda here: (rank[here.sample.name], here.axis, here.start))
+    return train, val
+
+
+def _torn(train: Sequence[Place], val: Sequence[Place]) -> list[str]:
+    """The groups on both sides, but for separate parts of one image or of all frames of a movie."""
+    sides: tuple[dict[str, list[Place]], dict[str, list[Place]]]
+    sides = defaultdict(list), defaultdict(list)
+    for side, places in zip(sides, (train, val), strict=True):
+        for here in places:
+            side[here.sample.group].append(here)
+    torn = []
+    for group in sorted(sides[0].keys() & sides[1].keys()):
+        ours, theirs = sides[0][group], sides[1][group]
+        images = {here.sample.name for here in (*ours, *theirs)}
+        frames = all(here.sample.frame is not None for here in (*ours, *theirs))
+        regions = [{here.region for here in side} for side in (ours, theirs)]
+        apart = not any(meet(one, other) for one in regions[0] for other in regions[1])
+        if not apart or (len(images) > 1 and not frames):
+            torn.append(group)
+    return torn
 
 
 def _sorted_repeats(names: Iterable[str]) -> list[str]:

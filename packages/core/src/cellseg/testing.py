@@ -130,6 +130,18 @@ class BackendTests:
             for names in vars(base).get("panels", {}).values():
                 assert set(names) <= set(spec.options.model_fields), "a panel names no option"
 
+    def test_presets_are_options(self, trainer: TrainerSpec[Any]) -> None:
+        """Each sets only options that there are, to values that are allowed."""
+        from cellseg.options import parse
+        from cellseg.workflows.presets import options_of_reader, preset_options
+        from cellseg.workflows.train_settings import TrainSettings
+
+        for name in trainer.presets:
+            values = preset_options(Plugins(), trainer, name)
+            reader = options_of_reader(Plugins(), str(values.get("reader", "auto")))
+            for model in (TrainSettings, reader, trainer.options):
+                parse(model, {n: v for n, v in values.items() if n in model.model_fields}, name)
+
     # Training
 
     def test_training_reports_and_leaves_a_model(
@@ -205,6 +217,23 @@ class BackendTests:
         assert set(found.scores) <= ids and set(found.classes) <= ids
         assert all(0 <= score <= 1 for score in found.scores.values())
 
+    def test_probabilities_come_when_asked_for(
+        self, fitted: tuple[Path, Trained], predictor: PredictorSpec[Any]
+    ) -> None:
+        """One for each class and voxel, from 0 to 1; those of a voxel sum to 1, within 0.001."""
+        sample = blobs(4, self.shape)
+        assert self._segment(fitted, sample).probabilities is None, "nobody asked for them"
+        if not predictor.probabilities:
+            pytest.skip(f"{self.backend} has none, as its card says")
+        asked = self._load(fitted, probabilities=True)([_tile(sample)])[0]
+        found = asked.probabilities
+        assert found is not None and found.dtype == np.float32
+        assert found.ndim == 4 and found.shape[1:] == self.shape
+        assert len(fitted[1].classes) in (0, len(found)), "as many as the model has classes"
+        assert found.min() >= 0 and found.max() <= 1 + 1e-4  # rounding
+        np.testing.assert_allclose(found.sum(0), 1, atol=1e-3)
+        np.testing.assert_array_equal(asked.labels, self._segment(fitted, sample).labels)
+
     def test_loading_twice_predicts_the_same(self, fitted: tuple[Path, Trained]) -> None:
         """A model on disk is all there is to a model."""
         sample = blobs(5, self.shape)
@@ -274,11 +303,14 @@ class BackendTests:
             previews=_made(path / "previews"),
         )
 
-    def _load(self, fitted: tuple[Path, Trained]) -> Predictor:
+    def _load(self, fitted: tuple[Path, Trained], probabilities: bool = False) -> Predictor:
         spec = _get_or_skip(PredictorSpec, self.backend)
         model, trained = fitted
         options = spec.options(**{**trained.calibrated, **self.predict_options})
-        return spec.load(PredictJob(options=options, device=self.device, model=model))
+        job: PredictJob[Any] = PredictJob(
+            options=options, device=self.device, model=model, probabilities=probabilities
+        )
+        return spec.load(job)
 
     def _segment(self, fitted: tuple[Path, Trained], sample: Sample) -> Segmentation:
         return self._load(fitted)([_tile(sample)])[0]

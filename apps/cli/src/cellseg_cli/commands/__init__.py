@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": Entry("predicting", "Segment images with a trained model.", _USE),
     "export": Entry("exporting", "Convert a trained model to another format.", _USE),
     "evaluate": Entry("scoring", "Score predicted labels against the truth.", _LOOK),
+    "data": Entry("datasets", "Download public data sets to train on, or list them.", _LOOK),
     "check-data": Entry("data", "Check images and labels before training on them.", _LOOK),
     "preview-augmentation": Entry("data", "Draw what augmentation does to your images.", _LOOK),
     "report": Entry("scoring", "Write the report page of a run again.", _LOOK),

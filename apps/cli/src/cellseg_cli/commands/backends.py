@@ -11,6 +11,7 @@ from cellseg.options import Options, flag
 from cellseg.plugins import Plugins
 from cellseg.specs import BaseWeights
 from cellseg.workflows.doctor import InstalledBackend, installed_backend, installed_backends
+from cellseg.workflows.init import entry
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console, columns
 from cellseg_cli.flags import Command, help_text, in_order, with_flags
@@ -98,6 +99,11 @@ def _page(backend: InstalledBackend) -> Iterator[str]:
     yield f"Exports:  {', '.join(card.name for card in backend.exporters) or 'none'}"
     yield "Weights:  " + ("" if backend.weights else "trains from random weights; none published")
     yield from (f"  {_weights_line(weights)}" for weights in backend.weights)
+    presets = _presets(backend)
+    if presets:
+        yield ""
+        yield "Presets (cellseg train --preset NAME):"
+        yield from columns([(f"  {name}", ", ".join(said)) for name, said in presets.items()])
     for title, model in _option_classes(backend):
         rows = [
             (f"  {flag(name)}", _shown(info), help_text(info)) for name, info in in_order(model)
@@ -115,8 +121,17 @@ def _in_full(backend: InstalledBackend) -> dict[str, object]:
             {"name": w.name, "source": w.source, "licence": w.licence, "sha256": w.sha256}
             for w in backend.weights
         ],
+        "presets": {n: dict(p) for n, p in backend.trainer.presets.items()}
+        if backend.trainer
+        else {},
         "options": {title: _as_json(model) for title, model in _option_classes(backend)},
     }
+
+
+def _presets(backend: InstalledBackend) -> dict[str, list[str]]:
+    """The options of each preset of a backend, as lines of a config file."""
+    presets = backend.trainer.presets if backend.trainer is not None else {}
+    return {n: [entry(*option) for option in p.items()] for n, p in presets.items()}
 
 
 def _option_classes(backend: InstalledBackend) -> Iterator[tuple[str, type[Options]]]:

@@ -45,7 +45,8 @@ def check_data(arguments: Arguments) -> Command:
         if not report.ok:
             raise typer.Exit(DataError.exit_code)
 
-    return Command(run, [Group(CheckSettings, "Checks"), reader], line.file, line.configured)
+    keys = ("preset",)  # of no use here
+    return Command(run, [Group(CheckSettings, "Checks"), reader], line.file, line.configured, keys)
 
 
 def preview_augmentation(arguments: Arguments) -> Command:
@@ -59,7 +60,7 @@ def preview_augmentation(arguments: Arguments) -> Command:
     groups = [Group(PreviewSettings, "Preview")]
     if trainer is not None:
         groups.append(Group(trainer.options, f"Backend: {trainer.name}"))
-    reader = line.reader([group.model for group in groups])
+    reader = line.reader([group.model for group in groups], line.preset)
     groups.insert(1, reader)
 
     def run(
@@ -103,5 +104,5 @@ def preview_augmentation(arguments: Arguments) -> Command:
         console.result({"output": str(picture)}, [f"Written: {picture}"])
 
     # A config file for training has more keys than are of use here.
-    keys = ("backend", *TrainSettings.model_fields)
-    return Command(run, groups, line.file, line.configured, keys)
+    keys = ("backend", "preset", *TrainSettings.model_fields)
+    return Command(run, groups, line.file, line.configured, keys, line.preset)

@@ -9,7 +9,7 @@ from cellseg.plugins import Plugins
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command
-from cellseg_cli.lookup import Line, TrainerName
+from cellseg_cli.lookup import Line, TrainerName, preset_flag
 from cellseg_cli.signals import stoppable
 
 
@@ -48,10 +48,12 @@ def demo(arguments: Arguments) -> Command:
 def init(arguments: Arguments) -> Command:
     """The command."""
     line = Line(arguments)
+    trainer = line.trainer()
 
     def run(
         console: Console,
         backend: TrainerName = None,
+        preset: preset_flag(trainer) = None,  # type: ignore[valid-type]
         output: Annotated[
             Path, typer.Option("--output", "-o", help="The file to write; - for stdout.")
         ] = Path("config.yaml"),
@@ -67,16 +69,15 @@ def init(arguments: Arguments) -> Command:
 
         assert trainer is not None
         if str(output) == "-":
-            text = config_text(line.plugins, trainer.name)
+            text = config_text(line.plugins, trainer.name, preset)
             console.result({"config": text}, [text.rstrip("\n")])
             return
-        target = init(line.plugins, trainer.name, output, overwrite=overwrite)
+        target = init(line.plugins, trainer.name, output, preset=preset, overwrite=overwrite)
         console.result(
             {"output": str(target)},
             [f"Written: {target}", f"Use it:  cellseg train DATA -o RUN --config {target}"],
         )
 
-    trainer = line.trainer()
     return Command(run)
 
 

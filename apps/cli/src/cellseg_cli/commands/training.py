@@ -9,7 +9,7 @@ from cellseg.workflows.train_settings import TrainSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group
-from cellseg_cli.lookup import ConfigFile, Line, TrainerName
+from cellseg_cli.lookup import ConfigFile, Line, TrainerName, preset_flag
 from cellseg_cli.signals import stoppable
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def train(arguments: Arguments) -> Command:
     """The command, with the options of core, of the reader and of the backend."""
     line = Line(arguments)
-    trainer = line.trainer()
-    groups = [Group(TrainSettings, "Training")]
+    trainer, chosen = line.trainer(), line.preset
+    groups = [Group(TrainSettings, "Training", chosen)]
     if trainer is not None:
-        groups.append(Group(trainer.options, f"Backend: {trainer.name}"))
-    reader = line.reader([group.model for group in groups])
+        groups.append(Group(trainer.options, f"Backend: {trainer.name}", chosen))
+    reader = line.reader([group.model for group in groups], chosen)
     groups.insert(1, reader)
 
     def run(
@@ -36,6 +36,7 @@ def train(arguments: Arguments) -> Command:
             Path, typer.Option("--output", "-o", help="Run directory to make.", show_default=False)
         ],
         backend: TrainerName = None,
+        preset: preset_flag(trainer) = None,  # type: ignore[valid-type]
         config: ConfigFile = None,
     ) -> None:
         """Train a model on labelled images.
@@ -59,7 +60,7 @@ def train(arguments: Arguments) -> Command:
             )
         _show(console, finished)
 
-    return Command(run, groups, line.file, line.configured, ("backend",))
+    return Command(run, groups, line.file, line.configured, ("backend", "preset"), chosen)
 
 
 def resume(arguments: Arguments) -> Command:

@@ -27,6 +27,8 @@ CODES: Mapping[str, str] = {
     "labels-too-large": "ids beyond uint32",
     "labels-binary": "all objects share one id: a mask (0/255), not a label image",
     "labels-classes": "a few ids for many objects: classes, not instances",
+    "classes-differ": "images with other object classes",
+    "class-unnamed": "ids of a class that has no name",
     "labels-picture": "thousands of specks: a photograph, or labels saved as JPEG",
     "labels-repeated": "two different images have the same labels",
     "ids-cut": "ids whose object is in several pieces",
@@ -82,10 +84,13 @@ class FileVerdict:
     """The sample's name, or the file's where it could not become a sample."""
     path: Path | None = None
     split: str = ""
-    """``train``, ``val`` or empty where it is in neither."""
+    """``train``, ``val``, or empty where it is in neither or a part of it in each."""
     findings: tuple[Finding, ...] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
-    """What was measured: ``shape`` (c, z, y, x), ``dtype``, ``objects``, sizes, ``polarity``."""
+    """What was measured: ``shape`` (c, z, y, x), ``dtype``, ``objects``, sizes, ``polarity``; with
+    classes their names, ``classes``, background first, and how many objects each has,
+    ``class_objects``; where labels are not known everywhere, ``unknown``, their share of the
+    voxels, 0 to 1."""
 
     @property
     def verdict(self) -> Verdict:
@@ -189,11 +194,21 @@ def _described(figures: Mapping[str, Figure]) -> str:
     if isinstance(shape, tuple):
         parts.append("x".join(str(n) for n in shape) + f" {figures.get('dtype', '')}".rstrip())
     if "objects" in figures:
-        parts.append(_plural(int(str(figures["objects"])), "object"))
+        parts.append(_plural(int(str(figures["objects"])), "object") + _by_class(figures))
+    if "unknown" in figures:
+        parts.append(f"{float(str(figures['unknown'])):.1%} not known")
     polarity = figures.get("polarity")
     if isinstance(polarity, tuple):
         parts.append("/".join(str(one) for one in polarity))
     return ", ".join(parts)
+
+
+def _by_class(figures: Mapping[str, Figure]) -> str:
+    names, counts = figures.get("classes"), figures.get("class_objects")
+    if not (isinstance(names, tuple) and isinstance(counts, tuple)):
+        return ""
+    pairs = list(zip(names, counts, strict=True))[1:]
+    return f" ({', '.join(f'{count} {name}' for name, count in pairs)})"
 
 
 def _plural(count: int, noun: str) -> str:

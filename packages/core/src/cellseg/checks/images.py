@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.checks.blocks import BUDGET, blocks
-from cellseg.data import LazyArray
+from cellseg.classes import UNKNOWN
+from cellseg.data import Labels, LazyArray
 
 CLEAR = 0.25
 """Standard deviations between objects and their surroundings for a polarity to be clear."""
@@ -60,7 +61,8 @@ def measure_image(
 
     Args:
         image: any type; booleans count as 0 and 1.
-        labels: ``(z, y, x)`` of the same size; what is not 0 is inside an object.
+        labels: ``(z, y, x)`` of the same size; what is not 0 is inside an object, but for
+            ``classes.UNKNOWN``, which is neither inside nor around one.
         budget: voxels in a block.
 
     Raises:
@@ -70,8 +72,11 @@ def measure_image(
     digest = blake2b(f"{image.dtype} {image.shape}".encode(), digest_size=16)
     tallies = [_Tally() for _ in range(count)]
     for z, y, x in blocks((shape[0], shape[1], shape[2]), budget):
-        objects = None if labels is None else labels[z, y, x] != 0
-        near = None if objects is None else _surroundings(objects)
+        objects = near = None
+        if labels is not None:
+            truth = labels[z, y, x]
+            objects = (truth != 0) & (truth != UNKNOWN)
+            near = _surroundings(objects, truth)
         for c, tally in enumerate(tallies):
             block = image[slice(c, c + 1), z, y, x]
             digest.update(np.ascontiguousarray(block).data)
@@ -79,13 +84,13 @@ def measure_image(
     return ImageFigures(tuple(tally.channel() for tally in tallies), digest.hexdigest())
 
 
-def _surroundings(objects: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The rim around the objects of a block ``(z, y, x)``, slice by slice."""
+def _surroundings(objects: NDArray[np.bool_], labels: Labels) -> NDArray[np.bool_]:
+    """The rim of background around the objects of a block ``(z, y, x)``, slice by slice."""
     import cv2
 
     kernel = np.ones((2 * RIM + 1,) * 2, np.uint8)
     grown = [cv2.dilate(plane.view(np.uint8), kernel) for plane in objects]
-    near: NDArray[np.bool_] = (np.stack(grown) > 0) & ~objects
+    near: NDArray[np.bool_] = (np.stack(grown) > 0) & (labels == 0)
     return near
 
 

@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cellseg.checks.blocks import BUDGET, Block, blocks
+from cellseg.classes import UNKNOWN
 from cellseg.data import LazyArray
 
 _Box = NDArray[np.int64]
@@ -23,7 +24,7 @@ class LabelFigures:
     """The objects of a label image. A piece is a connected part (8- or 26-connected) of an id."""
 
     ids: NDArray[np.int64]
-    """``(n,)``: every value but 0, ascending."""
+    """``(n,)``: every value but 0 and ``classes.UNKNOWN``, ascending."""
     sizes: NDArray[np.int64]
     """``(n,)``: voxels of each id."""
     extents: NDArray[np.int64]
@@ -36,6 +37,8 @@ class LabelFigures:
     """``(m,)``: voxels of each piece."""
     voxels: int
     """Of the whole image."""
+    unknown: int
+    """How many of them have no known label."""
     fingerprint: str
     """Equal for two label images exactly when shape and values are (to 2^-128)."""
 
@@ -56,14 +59,17 @@ def measure_labels(labels: LazyArray, budget: int = BUDGET) -> LabelFigures:
     """
     shape = (labels.shape[0], labels.shape[1], labels.shape[2])
     digest = blake2b(str(shape).encode(), digest_size=16)
-    pieces = _Pieces(shape)
+    pieces, unknown = _Pieces(shape), 0
     for where in blocks(shape, budget):
         z, y, x = (slice(max(side.start - 1, 0), side.stop) for side in where)
         block = labels[z, y, x].astype(np.int64)
-        pieces.add(block, (z, y, x), where)
         own = tuple(slice(int(side.start > 0), None) for side in where)
         digest.update(np.ascontiguousarray(block[own]).data)
-    return pieces.figures(digest.hexdigest())
+        nowhere = block == UNKNOWN
+        unknown += int(np.count_nonzero(nowhere[own]))
+        block[nowhere] = 0
+        pieces.add(block, (z, y, x), where)
+    return pieces.figures(digest.hexdigest(), unknown)
 
 
 class _Pieces:
@@ -103,7 +109,7 @@ class _Pieces:
         if both.any():
             self.edges.append(np.unique(np.stack([old[both], new[both]]), axis=1) - 1)
 
-    def figures(self, fingerprint: str) -> LabelFigures:
+    def figures(self, fingerprint: str, unknown: int) -> LabelFigures:
         values = np.concatenate(self.values, dtype=np.int64)
         sizes = np.concatenate(self.sizes, dtype=np.int64)
         boxes = np.concatenate(self.boxes, dtype=np.int64)
@@ -127,6 +133,7 @@ class _Pieces:
             piece_ids=index.astype(np.int64),
             piece_sizes=sizes,
             voxels=int(np.prod(self.shape)),
+            unknown=unknown,
             fingerprint=fingerprint,
         )
 

@@ -12,6 +12,7 @@ from cellseg.checks.findings import FileVerdict, Finding, Level, listed
 from cellseg.checks.images import ImageFigures, measure_image
 from cellseg.checks.labels import LabelFigures, measure_labels
 from cellseg.checks.limits import Limits
+from cellseg.classes import SHIFT
 from cellseg.data import LazyArray, Sample
 from cellseg.errors import DataError
 
@@ -53,7 +54,7 @@ def examine(sample: Sample, limits: Limits, split: str = "") -> Examined:
     elif sample.labels is not None:
         try:
             labels = measure_labels(sample.labels)
-            findings += _labels(labels, sample.labels, limits)
+            findings += _labels(labels, sample.labels, limits, sample.classes)
         except DataError as error:
             findings.append(unreadable(error))
     try:
@@ -83,6 +84,13 @@ def _with_figures(
     }
     if labels is not None:
         figures["objects"] = len(labels.ids)
+        if sample.classes:
+            kinds = np.minimum(_kinds(labels.ids), len(sample.classes))
+            counts = np.bincount(kinds, minlength=len(sample.classes))
+            figures["classes"] = sample.classes
+            figures["class_objects"] = _ints(counts[: len(sample.classes)])
+        if labels.unknown:
+            figures["unknown"] = labels.unknown / labels.voxels
         if len(labels.ids):
             figures["median_size"] = int(np.median(labels.sizes))
             figures["median_extent"] = _ints(np.median(labels.extents, axis=0))
@@ -113,7 +121,24 @@ def _size(shape: Sequence[int]) -> str:
     return " x ".join(str(n) for n in shape) + " (z y x)"
 
 
-def _labels(found: LabelFigures, labels: LazyArray, limits: Limits) -> Iterator[Finding]:
+def _kinds(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The class in each id; plain ids are of class 1."""
+    kinds: NDArray[np.int64] = np.maximum(ids >> SHIFT, 1)
+    return kinds
+
+
+def _shown(ids: NDArray[np.int64], classes: tuple[str, ...]) -> str:
+    """The first few ids; with classes as ``neuron 3``."""
+    if not classes:
+        return listed(ids.tolist())
+    kinds, numbers = _kinds(ids), ids & ((1 << SHIFT) - 1)
+    names = [classes[kind] if kind < len(classes) else f"class {kind}" for kind in kinds.tolist()]
+    return listed([f"{name} {number}" for name, number in zip(names, numbers, strict=True)])
+
+
+def _labels(
+    found: LabelFigures, labels: LazyArray, limits: Limits, classes: tuple[str, ...]
+) -> Iterator[Finding]:
     """What is wrong with the ids, most serious first."""
     if not len(found.ids):
         yield Finding(
@@ -124,17 +149,42 @@ def _labels(found: LabelFigures, labels: LazyArray, limits: Limits) -> Iterator[
         )
         return
     yield from _values(found, labels.dtype)
-    kind = _not_instances(found, limits)
+    if classes:
+        yield from _unnamed(found, classes)
+    kind = _not_instances(found, limits, classes)
     if kind is not None:
         yield kind
         return
-    highest = int(found.ids[-1])
-    if found.ids[0] > 0 and highest > len(found.ids):
+    yield from _gaps(found, classes)
+    yield from _cut(found, classes)
+    yield from _sizes(found, limits, classes)
+
+
+def _unnamed(found: LabelFigures, classes: tuple[str, ...]) -> Iterator[Finding]:
+    kinds = _kinds(found.ids)
+    beyond = sorted(set(kinds[kinds >= len(classes)].tolist()))
+    if beyond:
         yield Finding(
-            "ids-gaps", "note", f"{len(found.ids)} ids, up to {highest}: some numbers are not used."
+            "class-unnamed",
+            "error",
+            f"There are objects of class {listed(beyond)}, but the classes end at "
+            f"{len(classes) - 1} ({listed(classes, 16)}).",
+            "The reader must name each class.",
         )
-    yield from _cut(found)
-    yield from _sizes(found, limits)
+
+
+def _gaps(found: LabelFigures, classes: tuple[str, ...]) -> Iterator[Finding]:
+    if found.ids[0] <= 0:
+        return
+    kinds = _kinds(found.ids) if classes else np.ones(len(found.ids), np.int64)
+    told = []
+    for kind in np.unique(kinds).tolist():
+        ids = found.ids[kinds == kind] & ((1 << SHIFT) - 1) if classes else found.ids
+        if int(ids.max()) > len(ids):
+            of = f" of {classes[kind]}" if kind < len(classes) else ""
+            told.append(f"{len(ids)} ids{of}, up to {int(ids.max())}")
+    if told:
+        yield Finding("ids-gaps", "note", f"{'; '.join(told)}: some numbers are not used.")
 
 
 def _values(found: LabelFigures, dtype: np.dtype[np.generic]) -> Iterator[Finding]:
@@ -156,7 +206,7 @@ def _values(found: LabelFigures, dtype: np.dtype[np.generic]) -> Iterator[Findin
         )
 
 
-def _not_instances(found: LabelFigures, limits: Limits) -> Finding | None:
+def _not_instances(found: LabelFigures, limits: Limits, classes: tuple[str, ...]) -> Finding | None:
     """Masks, class maps and pictures: integers, but no instance labels."""
     count = len(found.piece_sizes)
     if count >= 100 and np.median(found.piece_sizes) <= SPECK:
@@ -175,7 +225,8 @@ def _not_instances(found: LabelFigures, limits: Limits) -> Finding | None:
         return Finding(
             "labels-binary",
             "error",
-            f"All {parts[0]} objects have the same id ({found.ids[0]}): this is a mask.",
+            f"All {parts[0]} objects have the same id ({_shown(found.ids, classes)}): this is a "
+            "mask.",
             "Number the objects, for instance with skimage.measure.label, and part those that "
             "touch by hand.",
         )
@@ -183,14 +234,14 @@ def _not_instances(found: LabelFigures, limits: Limits) -> Finding | None:
         return Finding(
             "labels-classes",
             "error",
-            f"Only {len(found.ids)} ids ({listed(found.ids.tolist())}) for {parts.sum()} objects: "
+            f"Only {len(found.ids)} ids ({_shown(found.ids, classes)}) for {parts.sum()} objects: "
             "these look like classes.",
             "Give each object an id of its own.",
         )
     return None
 
 
-def _cut(found: LabelFigures) -> Iterator[Finding]:
+def _cut(found: LabelFigures, classes: tuple[str, ...]) -> Iterator[Finding]:
     cut = np.flatnonzero(found.pieces > 1)
     if len(cut):
         share = np.bincount(found.piece_ids, weights=found.piece_sizes)
@@ -202,19 +253,20 @@ def _cut(found: LabelFigures) -> Iterator[Finding]:
             "ids-cut",
             "warning",
             f"{len(cut)} of {len(found.ids)} ids are in several pieces{told} "
-            f"(ids {listed(found.ids[cut].tolist())}).",
+            f"(ids {_shown(found.ids[cut], classes)}).",
             "Remove the specks, and give parts that are objects of their own new ids.",
         )
 
 
-def _sizes(found: LabelFigures, limits: Limits) -> Iterator[Finding]:
+def _sizes(found: LabelFigures, limits: Limits, classes: tuple[str, ...]) -> Iterator[Finding]:
     biggest = int(np.argmax(found.sizes))
     share = found.sizes[biggest] / found.voxels
+    name = _shown(found.ids[biggest : biggest + 1], classes)
     if len(found.ids) > 1 and share > 0.5:
         yield Finding(
             "background",
             "warning",
-            f"Id {found.ids[biggest]} covers {share:.0%} of the image.",
+            f"Id {name} covers {share:.0%} of the image.",
             "If it is the background, set it to 0.",
         )
     tiny = np.flatnonzero((found.sizes < limits.min_instance_size) & ~found.at_rim)
@@ -223,7 +275,7 @@ def _sizes(found: LabelFigures, limits: Limits) -> Iterator[Finding]:
             "tiny-objects",
             "warning",
             f"{len(tiny)} of {len(found.ids)} objects have fewer than {limits.min_instance_size} "
-            f"voxels (ids {listed(found.ids[tiny].tolist())}).",
+            f"voxels (ids {_shown(found.ids[tiny], classes)}).",
             "Remove them if they are slips of the pen; else lower --min-instance-size.",
         )
     patch = np.array([limits.patch_depth, limits.patch_size, limits.patch_size])
@@ -241,7 +293,7 @@ def _sizes(found: LabelFigures, limits: Limits) -> Iterator[Finding]:
             "larger-than-patch",
             "warning",
             f"{len(large)} of {len(found.ids)} objects are larger than a training patch, up to "
-            f"{_size(reach.tolist())} (ids {listed(found.ids[large].tolist())}).",
+            f"{_size(reach.tolist())} (ids {_shown(found.ids[large], classes)}).",
             f"Train with {' '.join(grow)}, or on smaller images.",
         )
 

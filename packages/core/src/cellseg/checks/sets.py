@@ -80,6 +80,7 @@ def about_the_set(examined: Sequence[Examined], limits: Limits) -> Iterator[Find
             "Check that the labels are the right files.",
         )
     yield from _channels(examined)
+    yield from _classes(examined)
     yield from _dimensions(examined)
     yield from _polarity(examined)
     yield from _halo(examined, limits)
@@ -106,6 +107,25 @@ def _channels(examined: Sequence[Examined]) -> Iterator[Finding]:
             "error",
             f"Most images have the channels {listed(usual_names)}, but not {listed(odd)}.",
             "Pick them by name: --channels " + ",".join(usual_names),
+        )
+
+
+def _classes(examined: Sequence[Examined]) -> Iterator[Finding]:
+    tables = Counter(one.sample.classes for one in examined if one.labels is not None)
+    if len(tables) > 1:
+        usual = tables.most_common(1)[0][0]
+        odd = [
+            one.verdict.name
+            for one in examined
+            if one.labels is not None and one.sample.classes != usual
+        ]
+        told = f"the classes {listed(usual, 16)}" if usual else "no classes"
+        yield Finding(
+            "classes-differ",
+            "error",
+            f"Most images have {told}, but not {listed(odd)}.",
+            "Name them alike: the reader collection brings the classes of several data sets into "
+            "one table by name.",
         )
 
 

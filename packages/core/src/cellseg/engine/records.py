@@ -1,7 +1,8 @@
 """Tiles on disk: what is segmented survives a kill, and memory stays that of one tile.
 
 A record is one file: a line of JSON, then compressed arrays. It appears under its name only
-when it is whole; one that is damaged counts as missing.
+when it is whole; one that is damaged counts as missing. Probabilities, where they are asked for,
+are compressed plane by plane, because images are written so.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +59,11 @@ def save(path: Path, tile: TileLabels) -> None:
         index[name] = (position, len(blob), array.dtype.str, array.shape)
         position += len(blob)
         blobs.append(blob)
+    if tile.probabilities is not None:
+        planes = [bytes(lz4_encode(p.tobytes())) for p in _planes(tile.probabilities)]
+        ends = position + np.cumsum([0, *map(len, planes)], dtype=np.int64)
+        index["planes"] = (int(ends[-1]), ends.nbytes, ends.dtype.str, tile.probabilities.shape)
+        blobs += [*planes, ends.tobytes()]
     body = b"".join(blobs)
     head = json.dumps({"arrays": index, "crc": zlib.crc32(body), "size": len(body)}).encode()
     write_quickly(path, b"".join((_MAGIC, head, b"\n", body)))
@@ -95,6 +101,29 @@ class Record:
         with self._path.open("rb") as file:
             return int(_head(file)["arrays"]["area"][3][0])
 
+    @property
+    def classes(self) -> int:
+        """Number of classes of the tile's probabilities."""
+        with self._path.open("rb") as file:
+            return int(_head(file)["arrays"]["planes"][3][0])
+
+    def probabilities(self, kind: int, first: int, last: int) -> NDArray[np.float16]:
+        """The probability of a class in some planes of the core, ``(last - first, y, x)``."""
+        from imagecodecs import lz4_decode
+
+        with self._path.open("rb") as file:
+            position, length, code, (_, depth, height, width) = _head(file)["arrays"]["planes"]
+            begin = file.tell()
+            file.seek(begin + position)
+            ends = np.frombuffer(file.read(length), code)[kind * depth :]
+            block = np.empty((last - first, height, width), np.float16)
+            for z in range(first, last):
+                file.seek(begin + int(ends[z]))
+                data = file.read(int(ends[z + 1] - ends[z]))
+                raw = lz4_decode(data, out=block[0].nbytes)
+                block[z - first] = np.frombuffer(raw, np.float16).reshape(height, width)
+        return block
+
     def _arrays(self, names: Sequence[str]) -> list[NDArray[Any]]:
         from imagecodecs import lz4_decode
 
@@ -128,6 +157,12 @@ class PartsOnDisk:
     def column(self, name: str) -> NDArray[Any]:
         """A field of ``Objects``, of all tiles one after the other."""
         return np.concatenate([record.column(name) for record in self._records])
+
+
+def _planes(probabilities: NDArray[np.float16]) -> Iterator[NDArray[np.float16]]:
+    """Every plane of every class, in C order."""
+    for volume in probabilities:
+        yield from volume
 
 
 def _head(file: BinaryIO) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from cellseg.specs import Predictor
 
 SMALLEST = 64
 """Tiles are not halved below this length of their longest side."""
+_ROUNDING = 1e-4
+"""How far above 1 a probability may come out, where float16 still rounds it to 1."""
 
 
 class Segmenter:
@@ -31,10 +33,20 @@ class Segmenter:
         halo: how far halves of a tile overlap at most, ``(z, y, x)``.
         volumetric: whether tiles may be halved along z.
         least: the share of the smaller object that makes two objects one.
+        probabilities: whether each result must bring them, or else must not.
+        classes: how many they are of; 0 takes what the first result has.
     """
 
     def __init__(
-        self, predictor: Predictor, backend: str, halo: ZYX, volumetric: bool, least: float
+        self,
+        predictor: Predictor,
+        backend: str,
+        halo: ZYX,
+        volumetric: bool,
+        least: float,
+        *,
+        probabilities: bool = False,
+        classes: int = 0,
     ) -> None:
         self.notes: list[str] = []
         """What the user should know; whoever reads them empties the list."""
@@ -43,6 +55,8 @@ class Segmenter:
         self._halo = halo
         self._volumetric = volumetric
         self._least = least
+        self._probabilities = probabilities
+        self._classes = classes
         self._batch = sys.maxsize
         self._too_big = sys.maxsize
 
@@ -92,7 +106,29 @@ class Segmenter:
                 raise self._broken(f"returned labels of type {labels.dtype}, not integers")
             if np.issubdtype(labels.dtype, np.signedinteger) and labels.min(initial=0) < 0:
                 raise self._broken("returned negative labels")
+            self._check_probabilities(one.probabilities, (shape[0], shape[1], shape[2]))
         return list(found)
+
+    def _check_probabilities(self, found: object, shape: ZYX) -> None:
+        if found is None or not self._probabilities:
+            if self._probabilities:
+                raise self._broken("returned no probabilities, though its card says it can")
+            if found is not None:
+                raise self._broken("returned probabilities that it was not asked for")
+            return
+        if not isinstance(found, np.ndarray):
+            raise self._broken(f"returned probabilities as {type(found).__name__}, not numpy")
+        if found.dtype != np.float32:
+            raise self._broken(f"returned probabilities of type {found.dtype}, not float32")
+        self._classes = self._classes or (found.shape[0] if found.ndim == 4 else 0)
+        if found.shape != (self._classes, *shape):
+            raise self._broken(
+                f"returned probabilities of shape {found.shape} for {self._classes or 'all'} "
+                f"class(es) and a tile of shape {shape}"
+            )
+        low, high = float(found.min(initial=1.0)), float(found.max(initial=0.0))
+        if not (low >= 0 and high <= 1 + _ROUNDING):  # nor NaN
+            raise self._broken(f"returned probabilities from {low:g} to {high:g}, not from 0 to 1")
 
     def _broken(self, what: str) -> PluginError:
         return PluginError(f"The predictor of the backend {self._backend!r} {what}.")
@@ -118,14 +154,18 @@ class Segmenter:
         found = PartsInMemory([part.objects for part in parts])
         joined = stitch(plan, found, lambda i, d: parts[i].strips[d], self._least)
         labels = np.zeros(shape, np.uint32)
+        likely = np.zeros((self._classes, *shape), np.float32) if self._probabilities else None
         for index, part in enumerate(parts):
             box: Box = plan.core_box(index)
             labels[box.slices] = np.take(joined.table(index), part.core)
+            if likely is not None:
+                likely[(slice(None), *box.slices)] = part.probabilities
         score, kind = joined.objects.score, joined.objects.kind
         return Segmentation(
             labels,
             {i + 1: float(s) for i, s in enumerate(score) if not np.isnan(s)},
             {i + 1: int(k) for i, k in enumerate(kind) if k != NO_CLASS},
+            likely,
         )
 
 

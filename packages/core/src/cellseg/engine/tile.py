@@ -62,6 +62,8 @@ class TileLabels:
     strips: Mapping[Direction, Ids]
     """The labels in the window shared with the neighbour in each direction."""
     objects: Objects
+    probabilities: NDArray[np.float16] | None = None
+    """``(k, z, y, x)`` of the core, to 11 bits, where they are asked for."""
 
 
 def tile_labels(found: Segmentation, plan: Plan, tile: int) -> TileLabels:
@@ -81,7 +83,11 @@ def tile_labels(found: Segmentation, plan: Plan, tile: int) -> TileLabels:
         for direction, _ in plan.neighbours(tile)
     }
     objects = _measure(runs, local, ids, found, np.array(box.start, np.int32))
-    return TileLabels(renumber(inner), strips, objects)
+    likely = found.probabilities
+    if likely is None:
+        return TileLabels(renumber(inner), strips, objects)
+    core = likely[(slice(None), *box.within(outer))].astype(np.float16)
+    return TileLabels(renumber(inner), strips, objects, core)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from cellseg.data import LazyArray, Segmentation, Tile
 from cellseg.engine.items import Item, Recipe, TileRef
 from cellseg.engine.labels import StitchedLabels
+from cellseg.engine.probabilities import StitchedProbabilities
 from cellseg.engine.records import PartsOnDisk, Record, save, write_quickly
 from cellseg.engine.segment import Segmenter
 from cellseg.engine.state import WorkDir
@@ -91,6 +92,8 @@ class Worker:
                 recipe.tiling.halo,
                 recipe.volumetric,
                 recipe.stitch_overlap,
+                probabilities=recipe.job.probabilities,
+                classes=len(recipe.classes),
             )
         return self._segmenter
 
@@ -125,6 +128,7 @@ class Worker:
         """Stitch the tiles of an image and write its outputs; gives the number of objects."""
         frames: list[LazyArray] = []
         objects: list[Objects] = []
+        likely: list[LazyArray] = []
         size = len(item.plan)
         for frame in range(len(item.frames)):
             paths = (self._work.record(item.index, frame * size + i) for i in range(size))
@@ -132,7 +136,9 @@ class Worker:
             joined = self._stitch(item, records)
             frames.append(StitchedLabels(item.plan, records, joined))
             objects.append(joined.objects)
-        result = self._result(item, frames, objects)
+            if self._recipe.job.probabilities:
+                likely.append(StitchedProbabilities(item.plan, records))
+        result = self._result(item, frames, objects, likely)
         for output in item.outputs:
             write(result, output)
         return self._finished(item, result)
@@ -215,15 +221,24 @@ class Worker:
 
     def _write_single(self, item: Item, tile: TileLabels) -> int:
         """Write an image of one tile, whose labels never were on disk."""
-        result = self._result(item, [tile.core.astype(np.uint32)], [tile.objects])
+        likely = [] if tile.probabilities is None else [tile.probabilities]
+        result = self._result(item, [tile.core.astype(np.uint32)], [tile.objects], likely)
         if self._writers is None:
             # Waiting for the disk to confirm a file takes longer than writing it.
             self._writers = ThreadPoolExecutor(_WRITERS, "cellseg-write")
-        list(self._writers.map(lambda output: write(result, output), item.outputs))
+        if any(output.container is not None for output in item.outputs):
+            for output in item.outputs:  # into one container, whose metadata is shared
+                write(result, output)
+        else:
+            list(self._writers.map(lambda output: write(result, output), item.outputs))
         return self._finished(item, result)
 
     def _result(
-        self, item: Item, frames: Sequence[LazyArray], objects: Sequence[Objects]
+        self,
+        item: Item,
+        frames: Sequence[LazyArray],
+        objects: Sequence[Objects],
+        probabilities: Sequence[LazyArray],
     ) -> Result:
         return Result(
             name=item.name,
@@ -234,6 +249,7 @@ class Worker:
             block=item.plan.core,
             spacing=item.spacing,
             classes=self._recipe.classes,
+            probabilities=probabilities,
             pause=self._pause,
         )
 

@@ -19,6 +19,7 @@ from cellseg.data import ZYX
 from cellseg.engine.plan import Box
 from cellseg.errors import DataError
 from cellseg.files import write_atomic
+from cellseg.outputs.formats import PROBABILITIES
 from cellseg.outputs.images import place
 from cellseg.outputs.result import Result, boxes, output_file
 
@@ -29,7 +30,9 @@ _LARGEST_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
+class Level:
+    """One resolution."""
+
     path: str
     shape: ZYX
     scale: tuple[float, ...]
@@ -37,23 +40,24 @@ class _Level:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
     """How the labels are stored: by the image they belong to, where there is one."""
 
     version: str
     axes: tuple[dict[str, str], ...]
-    levels: tuple[_Level, ...]
+    levels: tuple[Level, ...]
     transformations: tuple[dict[str, Any], ...] = ()
     """Of the whole multiscale, where the image has some."""
 
     @property
     def names(self) -> str:
+        """The axes, a letter each."""
         return "".join(axis["name"] for axis in self.axes)
 
 
 def is_image(group: Path) -> bool:
     """Whether a directory is an OME-Zarr image: a group with multiscales."""
-    return "multiscales" in _metadata(group)
+    return "multiscales" in metadata_of(group)
 
 
 def write_into(result: Result, container: Path, label_name: str) -> None:
@@ -73,39 +77,44 @@ def write_into(result: Result, container: Path, label_name: str) -> None:
     with output_file(container / "labels" / label_name) as temporary:
         _write_levels(result, layout, temporary, label_name)
     _list_label(container / "labels", label_name, layout.version)
-    _consolidate_again(container)
+    consolidate_again(container)
 
 
 def write_new(result: Result, path: Path, label_name: str) -> None:
     """Write labels as an OME-Zarr of their own.
 
     Programs that look for an image find the labels as an image; those that look for labels find
-    them under ``labels/<label_name>``. They are stored once.
+    them under ``labels/<label_name>``. They are stored once. Where there are probabilities, they
+    are an image of their own within it, ``<label_name>_probabilities``.
     """
-    layout = _new_layout(result)
+    layout = new_layout(result)
     with output_file(path) as temporary:
         group = temporary / "labels" / label_name
         _write_levels(result, layout, group, label_name)
         _list_label(temporary / "labels", label_name, layout.version)
-        root = _multiscales(layout, result.name, prefix=f"labels/{label_name}/")
-        _write_group(temporary, root, layout.version)
+        if result.probabilities:
+            from cellseg.ome.probabilities import write_probabilities
+
+            write_probabilities(result, temporary / (label_name + PROBABILITIES), layout)
+        root = multiscales(layout, result.name, prefix=f"labels/{label_name}/")
+        write_group(temporary, root, layout.version)
 
 
-def _layout_of(container: Path, result: Result) -> _Layout:
+def _layout_of(container: Path, result: Result) -> Layout:
     import zarr
 
-    attributes = _metadata(container)
-    multiscales = attributes["multiscales"][0]
-    version = str(attributes.get("version", multiscales.get("version", "0.4")))
-    axes = [a if isinstance(a, dict) else {"name": a} for a in multiscales["axes"]]
+    attributes = metadata_of(container)
+    stored = attributes["multiscales"][0]
+    version = _version(attributes)
+    axes = [a if isinstance(a, dict) else {"name": a} for a in stored["axes"]]
     keep = [i for i, axis in enumerate(axes) if axis["name"] != "c"]
-    levels: list[_Level] = []
-    for dataset in multiscales["datasets"]:
-        stored = zarr.open_array(str(container / dataset["path"]), mode="r")
-        sizes = {"z": 1} | {axis["name"]: stored.shape[i] for i, axis in enumerate(axes)}
+    levels: list[Level] = []
+    for dataset in stored["datasets"]:
+        array = zarr.open_array(str(container / dataset["path"]), mode="r")
+        sizes = {"z": 1} | {axis["name"]: array.shape[i] for i, axis in enumerate(axes)}
         scale = _scale(dataset.get("coordinateTransformations", ()), len(axes))
         levels.append(
-            _Level(
+            Level(
                 str(len(levels)),
                 (sizes["z"], sizes["y"], sizes["x"]),
                 tuple(scale[i] for i in keep),
@@ -120,10 +129,10 @@ def _layout_of(container: Path, result: Result) -> _Layout:
         )
     whole = [
         {"type": "scale", "scale": [t["scale"][i] for i in keep]}
-        for t in multiscales.get("coordinateTransformations", ())
+        for t in stored.get("coordinateTransformations", ())
         if t.get("type") == "scale"
     ]
-    return _Layout(version, tuple(axes[i] for i in keep), tuple(levels), tuple(whole))
+    return Layout(version, tuple(axes[i] for i in keep), tuple(levels), tuple(whole))
 
 
 def _scale(transformations: Sequence[dict[str, Any]], axes: int) -> list[float]:
@@ -133,7 +142,8 @@ def _scale(transformations: Sequence[dict[str, Any]], axes: int) -> list[float]:
     return [1.0] * axes
 
 
-def _new_layout(result: Result) -> _Layout:
+def new_layout(result: Result, container: Path | None = None) -> Layout:
+    """The levels of an image of our own; in a container, of the version that this has."""
     axes = []
     for name in result.axes:
         if name == "t":
@@ -141,20 +151,21 @@ def _new_layout(result: Result) -> _Layout:
         else:
             axes.append({"name": name, "type": "space", "unit": "micrometer"})
     spacing = dict(zip("zyx", result.spacing, strict=True)) | {"t": 1.0}
-    levels: list[_Level] = []
+    levels: list[Level] = []
     z, y, x = result.shape
     while not levels or max(levels[-1].shape[1:]) > _SMALLEST_LEVEL:
         factor = 2 ** len(levels)
         scale = tuple(spacing[n] * (factor if n in "yx" else 1) for n in result.axes)
-        levels.append(_Level(str(len(levels)), (z, -(-y // factor), -(-x // factor)), scale))
-    return _Layout(NEW_VERSION, tuple(axes), tuple(levels))
+        levels.append(Level(str(len(levels)), (z, -(-y // factor), -(-x // factor)), scale))
+    version = NEW_VERSION if container is None else _version(metadata_of(container))
+    return Layout(version, tuple(axes), tuple(levels))
 
 
-def _write_levels(result: Result, layout: _Layout, group: Path, label_name: str) -> None:
-    attributes = _multiscales(layout, label_name) | {"image-label": _image_label(layout.version)}
-    _write_group(group, attributes, layout.version)
+def _write_levels(result: Result, layout: Layout, group: Path, label_name: str) -> None:
+    attributes = multiscales(layout, label_name) | {"image-label": _image_label(layout.version)}
+    write_group(group, attributes, layout.version)
     arrays = [_array(group, level, layout, result) for level in layout.levels]
-    z, y, x = _chunk(result.block, result.shape)
+    z, y, x = chunk_of(result.block, result.shape)
     levels = layout.levels
     halved = len(levels) > 1 and _is_half(levels[0].shape, levels[1].shape)
 
@@ -194,11 +205,11 @@ def _is_half(above: ZYX, here: ZYX) -> bool:
     )
 
 
-def _array(group: Path, level: _Level, layout: _Layout, result: Result) -> Any:
+def _array(group: Path, level: Level, layout: Layout, result: Result) -> Any:
     import zarr
 
     sizes = dict(zip("zyx", level.shape, strict=True)) | {"t": len(result.frames)}
-    chunk = dict(zip("zyx", _chunk(result.block, level.shape), strict=True)) | {"t": 1}
+    chunk = dict(zip("zyx", chunk_of(result.block, level.shape), strict=True)) | {"t": 1}
     names = layout.names
     old = layout.version == "0.4"
     return zarr.create_array(
@@ -213,12 +224,12 @@ def _array(group: Path, level: _Level, layout: _Layout, result: Result) -> Any:
     )
 
 
-def _downsample(result: Result, layout: _Layout, arrays: tuple[Any, Any], number: int) -> None:
+def _downsample(result: Result, layout: Layout, arrays: tuple[Any, Any], number: int) -> None:
     """Fill a level with the nearest voxels of the one before it."""
     source, target = arrays
     above, here = layout.levels[number - 1].shape, layout.levels[number].shape
     for frame in range(len(result.frames)):
-        for box in boxes(here, _chunk(result.block, here)):
+        for box in boxes(here, chunk_of(result.block, here)):
             result.pause()
             indices = [
                 np.minimum(np.arange(a, b) * above[i] // here[i], above[i] - 1)
@@ -233,7 +244,7 @@ def _downsample(result: Result, layout: _Layout, arrays: tuple[Any, Any], number
             target[key] = near
 
 
-def _chunk(block: ZYX, shape: ZYX) -> ZYX:
+def chunk_of(block: ZYX, shape: ZYX) -> ZYX:
     """Chunks of which four make a block of the labels, or a smaller one of a large block."""
     z, y, x = (min(b, n) for b, n in zip(block, shape, strict=True))
     if block[1] >= _SMALLEST_LEVEL and block[2] >= _SMALLEST_LEVEL:
@@ -248,7 +259,8 @@ def _chunk(block: ZYX, shape: ZYX) -> ZYX:
     return (z, y, x)
 
 
-def _multiscales(layout: _Layout, name: str, prefix: str = "") -> dict[str, Any]:
+def multiscales(layout: Layout, name: str, prefix: str = "") -> dict[str, Any]:
+    """What a group says about its levels."""
     datasets = [
         {
             "path": prefix + level.path,
@@ -268,7 +280,12 @@ def _image_label(version: str) -> dict[str, Any]:
     return {"version": version, "source": {"image": "../../"}}
 
 
-def _metadata(group: Path) -> dict[str, Any]:
+def _version(attributes: dict[str, Any]) -> str:
+    """Of OME-Zarr, as an image says."""
+    return str(attributes.get("version", attributes["multiscales"][0].get("version", "0.4")))
+
+
+def metadata_of(group: Path) -> dict[str, Any]:
     """The OME part of a group's attributes; empty where it has none."""
     new, old = group / "zarr.json", group / ".zattrs"
     try:
@@ -282,7 +299,8 @@ def _metadata(group: Path) -> dict[str, Any]:
     return {}
 
 
-def _write_group(group: Path, attributes: dict[str, Any], version: str) -> None:
+def write_group(group: Path, attributes: dict[str, Any], version: str) -> None:
+    """Make a group, or change the OME part of its attributes."""
     group.mkdir(parents=True, exist_ok=True)
     if version == "0.4":
         if not (group / ".zgroup").exists():
@@ -298,15 +316,15 @@ def _write_group(group: Path, attributes: dict[str, Any], version: str) -> None:
 
 def _list_label(labels: Path, name: str, version: str) -> None:
     """Add a name to the list that says which labels an image has."""
-    attributes = _metadata(labels)
+    attributes = metadata_of(labels)
     attributes.pop("version", None)
     names = list(attributes.get("labels", ()))
     if name not in names:
         names.append(name)
-    _write_group(labels, attributes | {"labels": names}, version)
+    write_group(labels, attributes | {"labels": names}, version)
 
 
-def _consolidate_again(container: Path) -> None:
+def consolidate_again(container: Path) -> None:
     """Where a copy of all metadata is kept in one place, readers would not see the new labels."""
     import zarr
 

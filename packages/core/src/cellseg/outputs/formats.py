@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
@@ -18,6 +18,8 @@ SUFFIXES: dict[Format, str] = {
     "parquet": ".parquet",
     "csv": ".csv",
 }
+PROBABILITIES = "_probabilities"
+"""What is added to the name of a label image, for the probabilities of its classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,9 @@ class Output:
     label_name: str
     container: Path | None = None
     """The OME-Zarr image group that the labels go into, or None for a file of their own."""
+    probabilities: bool = False
+    """Whether these are the probabilities of the classes instead of the labels. HDF5 files and new
+    OME-Zarr containers hold both."""
 
 
 def output_for(format: Format, folder: Path, name: str, label_name: str) -> Output:
@@ -43,6 +48,21 @@ def output_for(format: Format, folder: Path, name: str, label_name: str) -> Outp
         raise DataError(f"The image name {name!r} cannot be used as a file name.")
     path = folder.joinpath(*parts)
     return Output(format, path.with_name(path.name + SUFFIXES[format]), label_name)
+
+
+def probabilities_beside(output: Output) -> Output | None:
+    """Where the probabilities of the classes go, by the output of the labels.
+
+    None where they are in the same file or container, and for formats without voxels.
+    """
+    if output.container is not None:
+        path = output.container / (output.label_name + PROBABILITIES)
+    elif output.format == "tiff":
+        suffix = SUFFIXES["tiff"]
+        path = output.path.with_name(output.path.name.removesuffix(suffix) + PROBABILITIES + suffix)
+    else:
+        return None
+    return replace(output, path=path, probabilities=True)
 
 
 def output_inside(container: Path, label_name: str) -> Output:

@@ -1,4 +1,4 @@
-"""Label images as HDF5 files, written block by block."""
+"""Label images and probabilities as HDF5 files, written block by block."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from cellseg.outputs.images import place
+from cellseg.data import ZYX
+from cellseg.outputs.images import place, with_classes
 from cellseg.outputs.result import Result, output_file
 
 
 def write_hdf5(result: Result, path: Path) -> None:
     """Write an HDF5 file with the data set ``labels``: uint32, gzip, in chunks.
 
-    Its attributes are ``axes`` (such as ``zyx``) and ``spacing_um`` of the spatial axes.
+    Its attributes are ``axes`` (such as ``zyx``) and ``spacing_um`` of the spatial axes. Where
+    there are probabilities, they are the data set ``probabilities``: float32, precise to 11 bits,
+    with an axis ``c`` and, where the classes have names, the attribute ``classes``.
     """
     with output_file(path) as temporary, _SteadyFile(temporary) as file:
         _fill(file, result)
@@ -25,27 +28,44 @@ def write_hdf5(result: Result, path: Path) -> None:
 def _fill(target: _SteadyFile, result: Result) -> None:
     import h5py
 
-    sizes = {"t": len(result.frames)} | dict(zip("zyx", result.shape, strict=True))
     z, y, x = (min(b, n, 1024) for b, n in zip(result.block, result.shape, strict=True))
-    chunk = {"t": 1, "z": z, "y": y, "x": x}
     with h5py.File(target, "w") as file:
-        data = file.create_dataset(
-            "labels",
-            tuple(sizes[axis] for axis in result.axes),
-            np.uint32,
-            chunks=tuple(chunk[axis] for axis in result.axes),
-            compression="gzip",
-            compression_opts=1,
-            shuffle=True,
-        )
-        data.attrs["axes"] = result.axes
-        spatial = [s for a, s in zip("zyx", result.spacing, strict=True) if a in result.axes]
-        data.attrs["spacing_um"] = spatial
+        labels = _dataset(file, result, result.axes, (z, y, x))
         for frame, where, ids in result.blocks((z, y, x)):
             key, block = place(result.axes, frame, where.slices, ids)
-            data[key] = block
+            labels[key] = block
             if target.error is not None:
-                break
+                return
+        if not result.probabilities:
+            return
+        axes, classes = with_classes(result.axes), result.probabilities[0].shape[0]
+        probabilities = _dataset(file, result, axes, (z, y, x), classes)
+        for frame, kind, where, values in result.probability_blocks((z, y, x)):
+            at, some = place(axes, frame, where.slices, values, kind)
+            probabilities[at] = some
+            if target.error is not None:
+                return
+
+
+def _dataset(file: Any, result: Result, axes: str, block: ZYX, classes: int = 0) -> Any:
+    """An empty data set for labels or, with ``classes``, for probabilities."""
+    sizes = {"t": len(result.frames), "c": classes} | dict(zip("zyx", result.shape, strict=True))
+    chunk = {"t": 1, "c": 1} | dict(zip("zyx", block, strict=True))
+    data = file.create_dataset(
+        "probabilities" if classes else "labels",
+        tuple(sizes[axis] for axis in axes),
+        np.float32 if classes else np.uint32,
+        chunks=tuple(chunk[axis] for axis in axes),
+        compression="gzip",
+        compression_opts=1,
+        shuffle=True,
+    )
+    data.attrs["axes"] = axes
+    spatial = [s for a, s in zip("zyx", result.spacing, strict=True) if a in axes]
+    data.attrs["spacing_um"] = spatial
+    if classes and len(result.classes) == classes:
+        data.attrs["classes"] = list(result.classes)
+    return data
 
 
 class _SteadyFile(io.RawIOBase):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from cellseg.engine.plan import Box
 from cellseg.engine.tile import Objects
 from cellseg.errors import CellsegError
 from cellseg.files import replacing
+
+Block: TypeAlias = NDArray[np.float32]
 
 
 def _nothing() -> None:
@@ -42,6 +45,9 @@ class Result:
     """Micrometres, ``(z, y, x)``."""
     classes: tuple[str, ...] = ()
     """Names of the classes, by index."""
+    probabilities: Sequence[LazyArray] = ()
+    """Of each frame, ``(k, z, y, x)``, 0 to 1: the probability of each class; empty where they are
+    not asked for."""
     pause: Callable[[], None] = field(default=_nothing)
     """Called between blocks; raises to stop the writing."""
 
@@ -67,6 +73,17 @@ class Result:
             for box in boxes(self.shape, size):
                 self.pause()
                 yield frame, box, np.asarray(labels[box.slices])
+
+    def probability_blocks(self, size: ZYX) -> Iterator[tuple[int, int, Box, Block]]:
+        """The probabilities in blocks of ``size``: frame, class, where, and float32 values there.
+
+        They come in C order: frame by frame, and in a frame class by class.
+        """
+        for frame, array in enumerate(self.probabilities):
+            for kind, box in product(range(array.shape[0]), boxes(self.shape, size)):
+                self.pause()
+                block = np.asarray(array[(slice(kind, kind + 1), *box.slices)])[0]
+                yield frame, kind, box, block.astype(np.float32)
 
 
 def boxes(shape: ZYX, size: ZYX) -> Iterator[Box]:

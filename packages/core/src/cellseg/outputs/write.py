@@ -12,7 +12,16 @@ def write(result: Result, output: Output) -> None:
     Raises:
         StorageError: the disk is full, or permission is missing; nothing is left behind.
     """
-    if output.format == "tiff":
+    if output.probabilities and output.format == "tiff":
+        from cellseg.outputs.images import write_tiff_probabilities
+
+        write_tiff_probabilities(result, output.path)
+    elif output.probabilities:
+        from cellseg.ome.probabilities import write_probabilities_into
+
+        assert output.container is not None
+        write_probabilities_into(result, output.container, output.label_name)
+    elif output.format == "tiff":
         from cellseg.outputs.images import write_tiff
 
         write_tiff(result, output.path)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cellseg.data import Sample
 from cellseg.errors import DataError
+from cellseg.readers.composed import Classified
 from cellseg.readers.options import Hdf5Options, KeyOptions, ReaderOptions, ZarrOptions
 from cellseg.readers.problems import Problems, damaged
 from cellseg.readers.recognise import (
@@ -45,6 +46,8 @@ class Hdf5Dataset:
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    chunk: tuple[int, ...] | None = None
+    """Shape of what is decoded at once; None where pixels lie in one piece."""
 
     @property
     def where(self) -> str:
@@ -65,6 +68,8 @@ class _Volume:
     raw: Stored
     labels: Stored | None
     split: str | None = None
+    classes: Stored | None = None
+    """The class of each voxel, beside the ids in ``labels``."""
 
 
 # A handle per process, because a forked one would share its place in the file.
@@ -92,7 +97,7 @@ def open_hdf5(path: Path, options: Hdf5Options, labelled: bool) -> list[Sample]:
     trees: dict[Path, Tree | Stored] = {}
     for file in files:
         with problems.kept():
-            trees[file] = _hdf5_tree(file)
+            trees[file] = hdf5_tree(file)
     problems.refuse()
     return _samples(path, trees, options, options, labelled)
 
@@ -113,6 +118,8 @@ def _samples(
                 name = "/".join(part for part in parts if part) or file.stem
                 with problems.kept():
                     made = samples_of(name, volume.raw, volume.labels, options, file)
+                    if volume.classes is not None:
+                        made = _classified(file, made, volume, options, keys)
                     samples += [replace(sample, split=volume.split) for sample in made]
     problems.refuse()
     return samples
@@ -171,12 +178,47 @@ def _search(
             labels = _labels(where, tree, keys)
         if labels is None:
             return []
+    classes = None
+    if labelled and keys.class_key is not None:
+        with problems.kept():
+            classes = _class_map(where, tree, keys.class_key, raw)
+        if classes is None:
+            return []
     if isinstance(raw, Stored):
         if labels is not None and not isinstance(labels, Stored):
             problems.add(DataError(f"{where}: its labels are a group; expected an array."))
             return []
-        return [_Volume("", raw, _lenient(labels) if labels is not None else None)]
+        truth = _lenient(labels) if labels is not None else None
+        return [_Volume("", raw, truth, classes=classes)]
     return _by_name(where, raw, labels, problems)
+
+
+def _class_map(where: str, tree: Tree, key: str, raw: Tree | Stored) -> Stored:
+    """The array with the class of each voxel."""
+    found = array_of(tree, key)
+    if found is None:
+        raise DataError(
+            f"{where}: has no array {key!r}.",
+            hint=f"Name the classes with --class-key. {_keys(tree)}",
+        )
+    if not isinstance(raw, Stored):
+        raise DataError(f"{where}: --class-key needs one image, not a group of them.")
+    return _lenient(found)
+
+
+def _classified(
+    file: Path, samples: list[Sample], volume: _Volume, options: ReaderOptions, keys: KeyOptions
+) -> list[Sample]:
+    """The samples with their classes in their ids."""
+    maps = samples_of("", volume.raw, volume.classes, options, file)
+    names = keys.classes
+    made = []
+    for sample, kinds in zip(samples, maps, strict=True):
+        assert sample.labels is not None and kinds.labels is not None
+        modified = file.stat().st_mtime_ns
+        labels = Classified(sample.labels, kinds.labels, len(names), modified)
+        made.append(replace(sample, labels=labels, classes=("background", *names)))
+    return made
 
 
 def _lenient(labels: Stored) -> Stored:
@@ -262,7 +304,31 @@ def _zarr_tree(path: Path, strict: bool) -> Tree | Stored:
     return {child.name: _zarr_tree(child, strict) for child in zarrs_in(path)}
 
 
-def _hdf5_tree(path: Path) -> Tree:
+def array_of(tree: Tree, key: str) -> Stored | None:
+    """The array under ``key``; None where there is none."""
+    node = _at(tree, key)
+    return node if isinstance(node, Stored) else None
+
+
+def hdf5_array(path: Path, key: str) -> Stored:
+    """One array of an HDF5 file.
+
+    Raises:
+        DataError: the file is damaged, or has no such array.
+    """
+    tree = hdf5_tree(path)
+    found = array_of(tree, key)
+    if found is None:
+        raise DataError(f"{path}: has no array {key!r}.", hint=_keys(tree))
+    return found
+
+
+def hdf5_tree(path: Path) -> Tree:
+    """The groups and arrays of an HDF5 file; only their headers are read.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     import h5py
 
     def walk(group: Any) -> Tree:
@@ -271,7 +337,7 @@ def _hdf5_tree(path: Path) -> Tree:
             if isinstance(node, h5py.Group):
                 tree[name] = walk(node)
             elif node.shape is not None and node.dtype.names is None:
-                pixels = Hdf5Dataset(str(path), node.name, node.shape, node.dtype)
+                pixels = Hdf5Dataset(str(path), node.name, node.shape, node.dtype, node.chunks)
                 names = [dimension.label for dimension in node.dims]
                 tree[name] = _stored(pixels, dict(node.attrs), names)
         return tree

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from cellseg.classes import MOST_CLASSES
 from cellseg.options import Options
 
 AXES = "TCZYXS"
 """Time, channel, depth, height, width, and the samples of a pixel (red, green, blue)."""
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    if not names or len(set(names)) < len(names) or "background" in names:
+        raise ValueError("expected different names with commas between them, without background")
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"{len(names)} classes; {MOST_CLASSES} fit")
 
 
 class ReaderOptions(Options):
@@ -108,12 +116,30 @@ class PlateOptions(OmeZarrOptions):
 class KeyOptions(Options):
     """Where the arrays are inside a container."""
 
-    panels: ClassVar = {"Images": ("raw_key", "label_key")}
+    panels: ClassVar = {"Images": ("raw_key", "label_key", "class_key", "class_names")}
 
     raw_key: str = "raw"
     """Where the image is in the container (or in each of its groups, or in train/ and val/)."""
     label_key: str | None = None
     """Where the labels are, beside the image; if not given, label or labels."""
+    class_key: str | None = None
+    """Where the class of each voxel is (1, 2, ...), beside the labels, which then are objects of
+    these classes; if not given, all objects are of one class."""
+    class_names: str | None = None
+    """Names of the classes in --class-key, from class 1 on, such as neuron,cleft."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names in ``class_names``."""
+        return tuple(name.strip() for name in (self.class_names or "").split(",") if name.strip())
+
+    @model_validator(mode="after")
+    def _both(self) -> KeyOptions:
+        if (self.class_key is None) != (self.class_names is None):
+            raise ValueError("--class-key and --class-names go together")
+        if self.class_names is not None:
+            _check_names(self.classes)
+        return self
 
 
 class ZarrOptions(KeyOptions, ZarrChunkOptions):
@@ -122,3 +148,19 @@ class ZarrOptions(KeyOptions, ZarrChunkOptions):
 
 class Hdf5Options(KeyOptions, ReaderOptions):
     """How to read data sets of an HDF5 file."""
+
+
+class NiftiOptions(ReaderOptions):
+    """How to read NIfTI files."""
+
+    panels: ClassVar = {"Images": ("labels", "label_kind", "voxel_unit")}
+
+    labels: str | None = None
+    """The label image of a single image: a NIfTI file, beside it or anywhere. For a folder: the
+    folder with the label images; if not given, labels/, or labelsTr/ beside imagesTr/."""
+    label_kind: Literal["auto", "semantic", "instance"] = "auto"
+    """What the labels are: classes, whose connected components become objects, or ids of objects;
+    auto means classes where a dataset.json names them, else ids."""
+    voxel_unit: Literal["auto", "nm", "um", "mm"] = "auto"
+    """Unit of the voxel size in the header; auto means as the header says, and um where it says
+    nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
 IMAGE_SUFFIXES = TIFF_SUFFIXES + RASTER_SUFFIXES
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+COLLECTION = "datasets.yaml"
+"""The file that makes a folder a collection of data sets."""
+_YAML_SUFFIXES = (".yaml", ".yml")
+_CREMI = re.compile(r"sample_?[abc]\+?(_padded)?(_\d{8})?\.(hdf|h5|hdf5)", re.IGNORECASE)
+_SNEMI3D = tuple(
+    f"{volume}_{part}" for volume in ("AC3", "AC4") for part in ("inputs", "labels")
+) + tuple(f"{volume}-{part}" for volume in ("train", "test") for part in ("input", "labels"))
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
@@ -20,8 +29,10 @@ def is_folder(path: Path) -> bool:
     """A PNG or JPEG file, or a folder that holds images, itself or in ``images/``."""
     if path.is_file():
         return path.suffix.lower() in RASTER_SUFFIXES
-    return _plain(path) and (
-        _holds(path, IMAGE_SUFFIXES) or _holds(path / "images", IMAGE_SUFFIXES)
+    return (
+        _plain(path)
+        and not is_snemi3d(path)
+        and (_holds(path, IMAGE_SUFFIXES) or _holds(path / "images", IMAGE_SUFFIXES))
     )
 
 
@@ -48,10 +59,72 @@ def is_zarr(path: Path) -> bool:
 
 
 def is_hdf5(path: Path) -> bool:
-    """An HDF5 file, or a folder of them."""
+    """An HDF5 file, or a folder of them, that no other reader is made for."""
+    if is_cremi(path) or is_snemi3d(path):
+        return False
     if path.is_file():
         return path.suffix.lower() in HDF5_SUFFIXES
     return _plain(path) and _holds(path, HDF5_SUFFIXES)
+
+
+def is_snemi3d(path: Path) -> bool:
+    """A folder with an image of SNEMI3D under one of its usual names."""
+    return _plain(path) and any(name.endswith(("inputs", "input")) for name in snemi3d_files(path))
+
+
+def snemi3d_files(folder: Path) -> dict[str, Path]:
+    """The files of SNEMI3D in a folder, or in its ``image/`` and ``seg/``, by their names without
+    extension."""
+    found: dict[str, Path] = {}
+    for place in (folder, folder / "image", folder / "seg"):
+        for file in sorted(place.iterdir()) if place.is_dir() else ():
+            if file.suffix.lower() in HDF5_SUFFIXES + TIFF_SUFFIXES and file.stem in _SNEMI3D:
+                found.setdefault(file.stem, file)
+    return found
+
+
+def is_cremi(path: Path) -> bool:
+    """A file of CREMI, by its name and what it holds, or a folder of them alone."""
+    if path.is_file():
+        return _CREMI.fullmatch(path.name) is not None and _has_cremi_image(path)
+    if not _plain(path):
+        return False
+    files = [file for file in path.iterdir() if file.suffix.lower() in HDF5_SUFFIXES]
+    named = all(_CREMI.fullmatch(file.name) for file in files)
+    return bool(files) and named and _has_cremi_image(min(files))
+
+
+def is_nifti(path: Path) -> bool:
+    """A NIfTI file, a folder of them, or nnU-Net data sets."""
+    if path.is_file():
+        return path.name.lower().endswith(NIFTI_SUFFIXES)
+    return _plain(path) and (
+        bool(nnunet_folders(path)) or any(map(holds_nifti, (path, path / "images")))
+    )
+
+
+def holds_nifti(folder: Path) -> bool:
+    """A folder that has NIfTI files directly in it."""
+    return folder.is_dir() and any(
+        file.name.lower().endswith(NIFTI_SUFFIXES) and not file.name.startswith(".")
+        for file in folder.iterdir()
+    )
+
+
+def nnunet_folders(path: Path) -> list[Path]:
+    """``path`` if it is an nnU-Net data set with NIfTI images, else the folders in it that are."""
+    if holds_nifti(path / "imagesTr"):
+        return [path]
+    if not path.is_dir():
+        return []
+    return sorted(one for one in path.iterdir() if holds_nifti(one / "imagesTr"))
+
+
+def is_collection(path: Path) -> bool:
+    """A YAML file, or a folder with a ``datasets.yaml``."""
+    if path.is_file():
+        return path.suffix.lower() in _YAML_SUFFIXES
+    return (path / COLLECTION).is_file()
 
 
 def is_zarr_node(path: Path) -> bool:
@@ -115,7 +188,7 @@ def _zarrs(path: Path) -> list[Path]:
     """``path`` if it is a container, else the containers in it."""
     if is_zarr_node(path):
         return [path]
-    return zarrs_in(path) if path.is_dir() else []
+    return zarrs_in(path) if path.is_dir() and not is_collection(path) else []
 
 
 def _is_image(path: Path) -> bool:
@@ -124,7 +197,17 @@ def _is_image(path: Path) -> bool:
 
 
 def _plain(path: Path) -> bool:
-    return path.is_dir() and not is_zarr_node(path)
+    return path.is_dir() and not is_zarr_node(path) and not is_collection(path)
+
+
+def _has_cremi_image(file: Path) -> bool:
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as opened:
+            return "volumes/raw" in opened
+    except OSError:  # damaged: the reader that opens it says so
+        return False
 
 
 def _holds(path: Path, suffixes: tuple[str, ...]) -> bool:

@@ -13,6 +13,7 @@ class TorchOptions(Options):
     """How ``cellseg.torch.training.fit`` trains; a backend's options inherit these."""
 
     panels: ClassVar = {
+        "Run": ("fast_dev_run",),
         "Optimiser": (
             "batch_size",
             "accumulate",
@@ -33,6 +34,9 @@ class TorchOptions(Options):
         ),
     }
 
+    fast_dev_run: bool = False
+    """Train a single step and validate on a single batch, however many --epochs there are, to see
+    whether all of it works: checkpoint, model and report are written. The model is of no use."""
     batch_size: int = Field(8, ge=1)
     """Patches in a batch, on each device."""
     accumulate: int = Field(1, ge=1)

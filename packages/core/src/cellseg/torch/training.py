@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch  # noqa: TID253
 
-from cellseg.errors import DivergedError, InterruptedRunError
+from cellseg.errors import DivergedError, InterruptedRunError, PluginError
 from cellseg.events import Checkpointed, Emit, Event, Note, Progress, Validated
 from cellseg.specs import TrainJob
 from cellseg.torch.checkpoints import Checkpoints, Position
@@ -27,6 +27,7 @@ from cellseg.torch.loaders import Loaders, Share, stream
 from cellseg.torch.optimisation import Average, all_finite, learning_rate, make_optimiser
 from cellseg.torch.options import TorchOptions
 from cellseg.torch.ranks import free_port, others
+from cellseg.torch.terms import Terms
 from cellseg.torch.weights import load_weights
 
 _EXPLODED = 1e4  # times the first loss
@@ -39,7 +40,8 @@ class Learner(Protocol):
     """The metric that says which weights are best: higher is better."""
 
     def training_step(self, batch: Any) -> Mapping[str, torch.Tensor]:
-        """Scalars of one batch, ``loss`` among them; the others are reported."""
+        """Scalars of one batch, ``loss`` among them; the others are reported, as ``train/...``.
+        The names are the same in every step: a term that a batch does not have is 0."""
 
     def validation_step(self, batch: Any) -> Mapping[str, tuple[float, float]]:
         """Metrics of one batch as fractions, ``{"f1": (2 * tp, 2 * tp + fp + fn)}``: numerators
@@ -76,10 +78,14 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
         DivergedError: the loss is NaN, infinite or explodes; the last checkpoint is kept.
         DeviceError: a device is missing or too small, or does not support the strategy.
         ConfigError: two options exclude each other, or a package for one is not installed.
+        PluginError: the module's steps do not always give the same terms, or not what they must.
     """
     if job.epochs == 0:
         return Fit(0, 0, {})
     options: TorchOptions = job.options
+    if options.fast_dev_run:
+        emit(Note("A fast development run: one step, one batch of validation. Not a model to use."))
+        job, loaders = _shortest(job, loaders)
     check_hardware(options, resolve_device(job.device))
     port = free_port() if options.devices > 1 else 0
     plain = replace(job, interrupted=_never)
@@ -93,6 +99,14 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
 
 def _never() -> bool:
     return False
+
+
+def _shortest(job: TrainJob[Any], loaders: Loaders) -> tuple[TrainJob[Any], Loaders]:
+    """The same training with one step of the optimiser and one batch of validation."""
+    options: TorchOptions = job.options
+    samples = options.batch_size * options.accumulate * options.devices
+    few = replace(loaders, epoch_samples=samples, val_batches=min(loaders.val_batches, 1))
+    return replace(job, epochs=1), few
 
 
 def _other_rank(
@@ -135,6 +149,7 @@ class _Loop:
         self.module.mark_forward_method("validation_step")
         self.average = Average(learner, self.options.average)
         self.checkpoints = Checkpoints(job.checkpoint, fabric)
+        self.terms = Terms(fabric)
         self.at = Position()
         self.metrics: dict[str, float] = {}
         batch = self.options.batch_size * self.options.accumulate
@@ -202,7 +217,7 @@ class _Loop:
             batch = fabric.to_device(next(batches))
             last = part == options.accumulate - 1
             with fabric.no_backward_sync(self.module, enabled=not last):
-                terms = self.module.training_step(batch)
+                terms = self.terms.checked(self.module.training_step(batch))
                 fabric.backward(terms["loss"] / options.accumulate)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / options.accumulate
@@ -232,13 +247,8 @@ class _Loop:
 
     def _agree(self, sums: dict[str, torch.Tensor]) -> tuple[dict[str, float], bool]:
         """The metrics' means over all processes, and whether rank 0 was told to stop."""
-        stop = torch.tensor(float(self.job.interrupted()), device=self.fabric.device)
-        together = torch.stack([*sums.values(), stop])
-        if self.fabric.world_size > 1:
-            together = self.fabric.all_reduce(together, reduce_op="sum")
-            together[:-1] /= self.fabric.world_size
-        values = together.tolist()
-        return dict(zip(sums, values[:-1], strict=True)), values[-1] > 0
+        metrics, stop = self.terms.mean(sums, float(self.job.interrupted()))
+        return metrics, stop > 0
 
     def _refuse_divergence(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -287,6 +297,12 @@ class _Loop:
             self.learner.write_previews(self.job.previews, self.at.epoch)
 
     def _divide(self, sums: dict[str, list[float]]) -> dict[str, float]:
+        self.terms.refuse_difference(sums, "validation_step")
+        if self.learner.monitor not in sums:
+            raise PluginError(
+                f"{type(self.learner).__name__}.validation_step gives {', '.join(sorted(sums))}, "
+                f"but not {self.learner.monitor!r}, its monitor."
+            )
         if self.fabric.world_size > 1:
             device = self.fabric.device
             flat = torch.tensor([sums[name] for name in sorted(sums)], device=device)

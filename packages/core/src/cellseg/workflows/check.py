@@ -104,6 +104,7 @@ def _sides(
         if refused:  # the names are incomplete; what is wrong is said already
             return nowhere, []
         alone = len({sample.group for sample in samples}) == 1 and settings.splits is None
+        alone = alone and settings.split != "blocks"
         finding = Finding(
             "one-source" if alone else "splits",
             "warning" if alone else "error",
@@ -111,8 +112,11 @@ def _sides(
             error.hint or "",
         )
         return nowhere, [finding]
-    val = frozenset(splits.val)
-    return ["val" if sample.name in val else "train" for sample in samples], []
+    train, val = frozenset(splits.train), frozenset(splits.val)
+    return [
+        "train" if sample.name in train else "val" if sample.name in val else ""
+        for sample in samples
+    ], []
 
 
 def _totals(files: list[FileVerdict]) -> dict[str, Figure]:

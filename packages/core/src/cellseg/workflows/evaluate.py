@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cellseg.classes import UNKNOWN
 from cellseg.data import LazyArray
 from cellseg.errors import DataError
 from cellseg.events import Emit, Progress
@@ -195,6 +196,7 @@ def _table_of(pair: LabelPair, settings: EvaluateSettings) -> OverlapTable:
 
 
 def _filtered(table: OverlapTable, settings: EvaluateSettings) -> OverlapTable:
+    table = table.without_label(UNKNOWN)
     if settings.ignore_label is not None:
         table = table.without_label(settings.ignore_label)
     return table.at_least(settings.min_size)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cellseg.data import LazyArray, Sample
 from cellseg.errors import DataError
 from cellseg.options import parse
+from cellseg.outputs.formats import PROBABILITIES
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset, reader_for
 from cellseg.readers.folder import label_image, stem
@@ -210,6 +211,9 @@ def _label_files(folder: Path, suffix: str | None) -> dict[str, Path]:
     for file in sorted(_walk(folder)):
         if file.suffix.lower() not in IMAGE_SUFFIXES or not stem(file).endswith(suffix or ""):
             continue
+        labels = file.name.replace(PROBABILITIES + ".", ".")
+        if labels != file.name and file.with_name(labels).exists():
+            continue  # what predict --output-probs wrote beside the labels
         name = stem(file).removesuffix(suffix or "")
         name = (file.parent.relative_to(folder) / name).as_posix()
         if name in named:

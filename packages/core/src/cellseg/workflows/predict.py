@@ -13,21 +13,25 @@ from cellseg.data import Dataset, Tiling
 from cellseg.engine.items import Item, Recipe, make_items
 from cellseg.engine.run import Prediction, Share, remove_leftovers
 from cellseg.engine.state import WorkDir, check_startable, writable
-from cellseg.errors import DataError, InterruptedRunError, UsageError
+from cellseg.errors import ConfigError, DataError, InterruptedRunError, UsageError
 from cellseg.events import Emit, Note
 from cellseg.normalise import Normaliser
 from cellseg.options import parse
-from cellseg.outputs.formats import Format, Output, output_for, output_inside
 from cellseg.plugins import Plugins
 from cellseg.readers import describe, reader_for
 from cellseg.specs import PredictJob, PredictorSpec
+from cellseg.workflows.predict_outputs import formats_for, outputs_for
 from cellseg.workflows.predict_settings import PredictSettings
-from cellseg.workflows.predict_summary import PlannedImage, PredictSummary, memory_estimate
+from cellseg.workflows.predict_summary import (
+    PlannedImage,
+    PredictSummary,
+    disk_estimate,
+    memory_estimate,
+)
 
 WORK = ".cellseg"
 _SHOWN = 3
 """Images that are described before the work begins."""
-_FILES = (".tif", ".tiff", ".h5", ".hdf5", ".csv", ".parquet", ".geojson", ".png", ".zarr")
 _FREE = (
     "output",
     "overwrite",
@@ -132,6 +136,11 @@ def _resolve(
 ) -> tuple[Recipe, list[Item], dict[str, object]]:
     model, bundle = Bundle.find(settings.model) if settings.model is not None else (None, None)
     predictor = _predictor(plugins, settings, bundle)
+    if settings.output_probs and not predictor.probabilities:
+        raise ConfigError(
+            f"--output-probs: the backend {predictor.name!r} gives no probabilities.",
+            hint="Leave it out.",
+        )
     given = {**(bundle.predict if bundle else {}), **options}
     parsed = parse(predictor.options, given, predictor.name)
     if not images.exists():
@@ -146,11 +155,16 @@ def _resolve(
     volumetric = "3d" in predictor.tasks and (bundle is None or bundle.volumetric)
     tiling = _tiling(settings, bundle, predictor, volumetric)
     items = make_items(samples, tiling, volumetric)
-    formats = _formats(settings, samples)
-    items = [replace(item, outputs=_outputs(item, formats, settings)) for item in items]
+    formats = formats_for(settings, samples)
+    items = [replace(item, outputs=outputs_for(item, formats, settings)) for item in items]
     recipe = Recipe(
         predictor=predictor,
-        job=PredictJob(options=parsed, device=settings.device, model=model),
+        job=PredictJob(
+            options=parsed,
+            device=settings.device,
+            model=model,
+            probabilities=settings.output_probs,
+        ),
         reader=reader,
         images=images,
         reader_options=parsed_reading,
@@ -246,56 +260,6 @@ def _tiling(
     )
 
 
-def _formats(settings: PredictSettings, samples: Dataset) -> tuple[Format, ...]:
-    output = settings.output
-    if output is not None:
-        if output.suffix.lower() in _FILES and not output.is_dir():
-            raise UsageError(
-                f"--output {output}: give a folder, not a file; each image gets its files there.",
-                hint=f"--output {output.with_suffix('')} --format tiff",
-            )
-        return tuple(dict.fromkeys(settings.format)) or ("tiff", "csv")
-    from cellseg.ome.write import is_image
-
-    for sample in samples:
-        if sample.path is None or _container(sample.path, sample.name, is_image) is None:
-            raise UsageError(
-                "Where to? --output is missing.",
-                hint="Give --output FOLDER; only labels of OME-Zarr images can go into the "
-                "images themselves.",
-            )
-    others = [f for f in settings.format if f != "ome-zarr"]
-    if others:
-        raise UsageError(
-            f"--format {others[0]} needs --output: only OME-Zarr labels go into the images."
-        )
-    return ("ome-zarr",)
-
-
-def _outputs(
-    item: Item, formats: Sequence[Format], settings: PredictSettings
-) -> tuple[Output, ...]:
-    if settings.output is not None:
-        return tuple(
-            output_for(f, settings.output, item.name, settings.label_name) for f in formats
-        )
-    from cellseg.ome.write import is_image
-
-    path = item.frames[0].path
-    container = _container(path, item.name, is_image) if path is not None else None
-    if container is None:  # _formats has refused this already
-        raise UsageError(f"{item.name}: --output is missing.")
-    return (output_inside(container, settings.label_name),)
-
-
-def _container(path: Path, name: str, is_image: Callable[[Path], bool]) -> Path | None:
-    """The OME-Zarr image of a sample: its path, or in a plate a field below it."""
-    for candidate in (path, path / name):
-        if candidate.is_dir() and is_image(candidate):
-            return candidate
-    return None
-
-
 def _work(images: Path, settings: PredictSettings) -> Path:
     if settings.output is not None:
         return settings.output / WORK
@@ -361,12 +325,14 @@ def _notes(items: Sequence[Item]) -> list[str]:
 
 def _dry_run(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -> PredictSummary:
     planned = tuple(PlannedImage.of(item) for item in items)
+    classes = max(len(recipe.classes), 2) if settings.output_probs else 0
     return PredictSummary(
         images=len(items),
         objects=0,
         outputs=tuple(o.path for item in items for o in item.outputs),
         planned=planned,
-        memory=memory_estimate(items, settings.batch_size, settings.workers),
+        memory=memory_estimate(items, settings.batch_size, settings.workers, classes),
+        disk=disk_estimate(items, classes),
         dry_run=True,
     )
 

@@ -15,7 +15,7 @@ class PredictSettings(Options):
     """What ``cellseg predict`` can be told, apart from the backend's and the reader's options."""
 
     panels: ClassVar = {
-        "Output": ("output", "format", "label_name", "overwrite"),
+        "Output": ("output", "format", "output_probs", "label_name", "overwrite"),
         "Tiles": (
             "tile_size",
             "tile_depth",
@@ -38,6 +38,10 @@ class PredictSettings(Options):
     format: tuple[Format, ...] = ()
     """What to write; may be given several times. By default TIFF labels and a CSV table of the
     objects in the output folder, or OME-Zarr labels where the images hold them themselves."""
+    output_probs: bool = False
+    """Also write the probability of each class at each voxel: beside a TIFF as
+    NAME_probabilities.tif, in HDF5 as the data set probabilities, in an OME-Zarr as the image
+    LABELNAME_probabilities. Not every backend has them."""
     label_name: str = Field("cells", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the labels in an OME-Zarr."""
     overwrite: bool = False

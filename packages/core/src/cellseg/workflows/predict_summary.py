@@ -71,6 +71,8 @@ class PredictSummary:
     """Only in a dry run."""
     memory: int = 0
     """Estimate in bytes, without the model; only in a dry run."""
+    disk: int = 0
+    """Bytes that the images written take at most, and while they are made; only in a dry run."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -79,7 +81,8 @@ class PredictSummary:
             tiles = sum(image.tiles for image in self.planned)
             lines.append(
                 f"{self.images} image(s), {tiles} tile(s), about {self.memory / 2**20:.0f} MiB of "
-                "memory besides the model. Nothing was written."
+                f"memory besides the model, at most {self.disk / 2**20:.0f} MiB of disk. "
+                "Nothing was written."
             )
             return lines
         lines = [f"{self.objects} objects in {self.images} image(s), {self.seconds:.1f} s"]
@@ -99,6 +102,7 @@ class PredictSummary:
         }
         if self.dry_run:
             values["memory_bytes"] = self.memory
+            values["disk_bytes"] = self.disk
             values["planned"] = [
                 {
                     "name": image.name,
@@ -115,11 +119,12 @@ class PredictSummary:
         return values
 
 
-def memory_estimate(items: Sequence[Item], batch_size: int, workers: int) -> int:
+def memory_estimate(items: Sequence[Item], batch_size: int, workers: int, classes: int = 0) -> int:
     """Bytes that predicting takes at its peak, without the model and what it computes.
 
     A tile is held as it is on disk, as float32, and as labels of the widest type; writing holds
-    a few tiles of labels.
+    a few tiles of labels. Probabilities of ``classes`` are held as float32 and as float16, once as
+    they are and once compressed.
     """
     most = 0
     for item in items:
@@ -128,8 +133,32 @@ def memory_estimate(items: Sequence[Item], batch_size: int, workers: int) -> int
             voxels *= length
         image = item.frames[0].image
         tile = voxels * (image.shape[0] * (image.dtype.itemsize + 8) + 16)
+        tile += voxels * classes * (4 + 2 + 2)
         most = max(most, tile * batch_size + voxels * 16 + (64 << 20))
     return workers * (_BASE + most)
+
+
+def disk_estimate(items: Sequence[Item], classes: int = 0) -> int:
+    """Bytes that labels and probabilities take before they are compressed.
+
+    They are written as 4 bytes a voxel and class, for OME-Zarr with a third more for its smaller
+    levels. Of an image of several tiles, what is done is kept until all of it is: labels as 4
+    bytes and probabilities as 2. Tables and polygons are not counted.
+    """
+    most = 0
+    for item in items:
+        z, y, x = item.plan.shape
+        voxels = z * y * x * len(item.frames)
+        if item.tiles > 1:
+            most += voxels * (4 + 2 * classes)
+        for output in item.outputs:
+            images = {"tiff": 1.0, "hdf5": 1.0, "ome-zarr": 4 / 3}.get(output.format, 0.0)
+            both = output.format == "hdf5" or (
+                output.format == "ome-zarr" and output.container is None
+            )
+            channels = classes if output.probabilities else 1 + classes * both
+            most += int(voxels * 4 * images * channels)
+    return most
 
 
 def _largest(item: Item) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset, overview, reader_for
 from cellseg.runs import Request, RunDir
 from cellseg.specs import TrainerSpec, TrainJob
-from cellseg.splits import Splits, make_splits, select
+from cellseg.splits import Splits, make_splits, select, weighted
 from cellseg.workflows.train_settings import TrainSettings
 
 MOST_KINDS = 5
@@ -106,12 +106,22 @@ def resume(
         interrupted: asked after each step; True stops the training with its state saved.
 
     Raises:
+        ConfigError: ``epochs`` for a fast development run, which cannot be trained longer.
         CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
     """
     directory = RunDir(run)
     request = directory.request()
     planned = _epochs_so_far(directory, request)
-    if (directory.model / BUNDLE_FILE).exists() and (epochs is None or epochs <= planned):
+    finished = (directory.model / BUNDLE_FILE).exists()
+    if finished and request.options.get("fast_dev_run"):
+        if epochs is not None:
+            raise ConfigError(
+                f"{run} is a fast development run: it cannot be trained longer.",
+                hint="Start a new run without --fast-dev-run.",
+            )
+        emit(Note(f"{run} is a fast development run, and finished."))
+        return directory
+    if finished and (epochs is None or epochs <= planned):
         emit(Note(f"{run} is finished: all {planned} epochs are done. --epochs N trains longer."))
         return directory
     changes: dict[str, object] = {"epochs": epochs or planned}
@@ -221,20 +231,23 @@ def _split(
     options: Options,
     saved: Path | None = None,
 ) -> tuple[list[Sample], list[Sample], Splits]:
-    """The training and validation samples, and the splits that say so."""
+    """The training and validation samples, and the splits that say so.
+
+    Training images of weight 0 are in the splits, but not among the samples.
+    """
     given = options.model_dump(exclude_unset=True)
     samples = open_dataset(plugins, data, reader, given, labelled=True)
     if settings.val is not None:
         val = list(open_dataset(plugins, settings.val, settings.reader, given, labelled=True))
         _refuse_shared(samples, val, settings.val)
         names = Splits(train=tuple(s.name for s in samples), val=tuple(s.name for s in val))
-        return list(samples), val, names
+        return weighted(samples), val, names
     if saved is not None:
         splits = Splits.load(saved)
     else:
         splits = make_splits(samples, settings, settings.seed)
     train_set, val_set = select(samples, splits)
-    return train_set, val_set, splits
+    return weighted(train_set), val_set, splits
 
 
 def _refuse_shared(train_set: Any, val_set: list[Sample], val: Path) -> None:
@@ -247,7 +260,7 @@ def _refuse_shared(train_set: Any, val_set: list[Sample], val: Path) -> None:
 
 
 def _check_samples(samples: list[Sample]) -> None:
-    """All images of one training have the same channels."""
+    """All images of one training have the same channels and classes."""
     first = samples[0]
     for sample in samples:
         if sample.image.shape[0] != first.image.shape[0]:
@@ -262,6 +275,17 @@ def _check_samples(samples: list[Sample]) -> None:
                 f"has {', '.join(first.channels)}.",
                 hint="Pick them by name: --channels " + ",".join(first.channels),
             )
+        if sample.classes != first.classes:
+            raise DataError(
+                f"{sample.name} has {_table(sample.classes)}, but {first.name} has "
+                f"{_table(first.classes)}.",
+                hint="One training takes one table of classes: the reader collection brings those "
+                "of several data sets into one, by name.",
+            )
+
+
+def _table(classes: tuple[str, ...]) -> str:
+    return f"the classes {', '.join(classes)}" if classes else "no classes"
 
 
 def _resolved(settings: TrainSettings) -> dict[str, Any]:

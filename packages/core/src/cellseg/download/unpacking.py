@@ -1,0 +1,96 @@
+"""Unpacking ZIP archives that come from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from cellseg.errors import CellsegError, DataError, StorageError
+from cellseg.files import storage_errors
+
+
+def unpack(
+    archive: Path,
+    folder: Path,
+    *,
+    flat: bool = False,
+    overwrite: bool = False,
+    error: type[CellsegError] = DataError,
+) -> list[str]:
+    """Unpack a ZIP archive into ``folder``; all of it or, on an error, nothing.
+
+    Args:
+        archive: the file.
+        folder: where to.
+        flat: leave out the folders within the archive.
+        overwrite: replace files that are there.
+        error: what is raised.
+
+    Returns:
+        The files, relative to ``folder``, sorted.
+
+    Raises:
+        CellsegError: of the class ``error``: it is damaged, has a member that would land outside
+            ``folder`` or is a link, or a file of one of the names is there.
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    temporary = folder / f".part-{archive.name}.unpacked"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            names = _extract(archive, temporary, flat, error)
+            there = [name for name in names if (folder / name).exists()]
+            if there and not overwrite:
+                raise error(
+                    f"{folder / there[0]}: is there already.",
+                    hint="Remove it, or replace it with --force.",
+                )
+            for name in names:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).replace(folder / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return names
+
+
+def _extract(archive: Path, target: Path, flat: bool, error: type[CellsegError]) -> list[str]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [member for member in opened.infolist() if not member.is_dir()]
+            named = {
+                member.filename: _safe_name(archive, member, flat, error) for member in members
+            }
+            if len(set(named.values())) < len(named):
+                raise error(f"{archive}: several files in it have one name.")
+            needed = sum(member.file_size for member in members)
+            free = shutil.disk_usage(target.parent).free
+            if needed > free:
+                raise StorageError(
+                    f"{target.parent}: {needed / 1e9:.2f} GB are needed to unpack {archive.name}, "
+                    f"{free / 1e9:.2f} GB are free.",
+                    hint="Free some space, or write elsewhere with -o.",
+                )
+            for member in members:
+                path = target / named[member.filename]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(member) as packed, path.open("wb") as out:
+                    shutil.copyfileobj(packed, out, 1 << 20)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as problem:
+        raise error(f"{archive}: is no ZIP archive that can be read: {problem}.") from problem
+    return sorted(named.values())
+
+
+def _safe_name(
+    archive: Path, member: zipfile.ZipInfo, flat: bool, error: type[CellsegError]
+) -> str:
+    name = member.filename
+    path = PurePosixPath(name)
+    windows = PureWindowsPath(name)
+    unsafe = path.is_absolute() or windows.drive or windows.root or "\\" in name
+    if unsafe or ".." in path.parts or not path.parts or stat.S_ISLNK(member.external_attr >> 16):
+        raise error(f"{archive}: has a file that would land elsewhere, {name!r}; nothing is done.")
+    return path.name if flat else str(path)

@@ -1,0 +1,99 @@
+"""Which files a prediction writes, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cellseg.data import Dataset
+from cellseg.engine.items import Item
+from cellseg.errors import UsageError
+from cellseg.outputs.formats import (
+    Format,
+    Output,
+    output_for,
+    output_inside,
+    probabilities_beside,
+)
+from cellseg.workflows.predict_settings import PredictSettings
+
+_FILES = (".tif", ".tiff", ".h5", ".hdf5", ".csv", ".parquet", ".geojson", ".png", ".zarr")
+_WITH_VOXELS: tuple[Format, ...] = ("tiff", "hdf5", "ome-zarr")
+
+
+def formats_for(settings: PredictSettings, samples: Dataset) -> tuple[Format, ...]:
+    """What to write.
+
+    Raises:
+        UsageError: no folder is given and the images are no OME-Zarr, or it is a file; or none of
+            the formats can hold what is asked for.
+    """
+    output = settings.output
+    if output is not None:
+        if output.suffix.lower() in _FILES and not output.is_dir():
+            raise UsageError(
+                f"--output {output}: give a folder, not a file; each image gets its files there.",
+                hint=f"--output {output.with_suffix('')} --format tiff",
+            )
+        formats = tuple(dict.fromkeys(settings.format)) or ("tiff", "csv")
+        if settings.output_probs and not set(formats) & set(_WITH_VOXELS):
+            raise UsageError(
+                f"--output-probs: --format {formats[0]} cannot hold probabilities.",
+                hint=f"Add one of: {', '.join('--format ' + name for name in _WITH_VOXELS)}",
+            )
+        return formats
+    from cellseg.ome.write import is_image
+
+    for sample in samples:
+        if sample.path is None or _container(sample.path, sample.name, is_image) is None:
+            raise UsageError(
+                "Where to? --output is missing.",
+                hint="Give --output FOLDER; only labels of OME-Zarr images can go into the "
+                "images themselves.",
+            )
+    others = [f for f in settings.format if f != "ome-zarr"]
+    if others:
+        raise UsageError(
+            f"--format {others[0]} needs --output: only OME-Zarr labels go into the images."
+        )
+    return ("ome-zarr",)
+
+
+def outputs_for(
+    item: Item, formats: Sequence[Format], settings: PredictSettings
+) -> tuple[Output, ...]:
+    """Where the outputs of an image go.
+
+    Raises:
+        DataError: its name would lead out of the folder.
+        UsageError: no folder is given, and the image is no OME-Zarr.
+    """
+    outputs = _labels_for(item, formats, settings)
+    if not settings.output_probs:
+        return outputs
+    beside = (probabilities_beside(output) for output in outputs)
+    return (*outputs, *(output for output in beside if output is not None))
+
+
+def _labels_for(
+    item: Item, formats: Sequence[Format], settings: PredictSettings
+) -> tuple[Output, ...]:
+    if settings.output is not None:
+        return tuple(
+            output_for(f, settings.output, item.name, settings.label_name) for f in formats
+        )
+    from cellseg.ome.write import is_image
+
+    path = item.frames[0].path
+    container = _container(path, item.name, is_image) if path is not None else None
+    if container is None:  # _formats has refused this already
+        raise UsageError(f"{item.name}: --output is missing.")
+    return (output_inside(container, settings.label_name),)
+
+
+def _container(path: Path, name: str, is_image: Callable[[Path], bool]) -> Path | None:
+    """The OME-Zarr image of a sample: its path, or in a plate a field below it."""
+    for candidate in (path, path / name):
+        if candidate.is_dir() and is_image(candidate):
+            return candidate
+    return None
