@@ -191,7 +191,12 @@ def divide(plan: Plan, folder: Path) -> tuple[Volume, Volume]:
                 file[key] = array[box]
                 file[key].attrs["element_size_um"] = plan.spacing
     (folder / "truth").mkdir(exist_ok=True)
-    tifffile.imwrite(folder / "truth/test.tif", labels[box].astype(np.uint16))
+    tifffile.imwrite(
+        folder / "truth/test.tif",
+        labels[box].astype(np.uint16),
+        imagej=True,
+        metadata={"axes": "ZYX"},
+    )
     return raw[box], labels[box]
 
 

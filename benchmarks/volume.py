@@ -35,7 +35,7 @@ from cellseg_vista.instances import PixelMaps, find_instances
 from cellseg_vista.predict_options import Vista3dPredictOptions
 
 PITCH, MEMBRANE, DIMENSIONS, NOISE = 12.0, 0.7, 16, 0.15
-TILING = Tiling(core=(128, 128, 128), halo=(8, 8, 8))
+TILING = Tiling(core=(192, 192, 192), halo=(16, 16, 16))
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
     "watershed, embedding": {"flood": "embedding"},
@@ -170,7 +170,18 @@ def prediction(size: int) -> None:
         model = folder / "run"
         _cellseg(
             *("train", str(small), "--axes", "ZYX", "--backend", "vista3d", "--output", str(model)),
-            *("--epochs", "3", "--feature-size", "8", "--patch-depth", "32", "--patch-size", "64"),
+            *(
+                "--epochs",
+                "2",
+                "--patches-per-image",
+                "16",
+                "--feature-size",
+                "8",
+                "--patch-depth",
+                "32",
+                "--patch-size",
+                "64",
+            ),
             *("--levels", "3", "--num-classes", "2", "--device", "cpu", "--split", "blocks"),
         )
         begun = time.perf_counter()

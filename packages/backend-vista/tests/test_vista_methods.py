@@ -19,6 +19,7 @@ from cellseg_vista.predict_options import Vista2dPredictOptions, Vista3dPredictO
 METHODS: list[dict[str, Any]] = [
     {"method": "watershed"},
     {"method": "watershed", "flood": "embedding"},
+    {"method": "agglomerate"},
     {"method": "cluster", "bandwidth": 1.0},
     {"method": "mutex", "bandwidth": 1.5},
 ]
@@ -78,7 +79,7 @@ def test_touching_objects_are_told_apart_in_noise(
     assert abs(int(found.labels.max()) - len(np.unique(truth))) <= 2
 
 
-@pytest.mark.parametrize("values", METHODS[2:], ids=str)
+@pytest.mark.parametrize("values", METHODS[3:], ids=str)
 def test_embeddings_part_what_the_distance_map_runs_together(values: dict[str, Any]) -> None:
     truth = neurites((24, 48, 48))
     maps = seen(truth, 0.1)

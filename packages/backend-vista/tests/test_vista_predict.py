@@ -228,3 +228,12 @@ def test_calibration_stores_what_its_method_uses(tmp_path: Path) -> None:
     assert {"method", "foreground_threshold", "bandwidth", "min_size"} <= set(stored)
     assert not {"patch_size", "aggregation", "class_id"} & set(stored)
     assert Vista3dPredictOptions(**stored).method == stored["method"]
+
+
+def test_another_method_than_the_stored_one_takes_none_of_its_thresholds() -> None:
+    stored = {"method": "watershed", "seed_threshold": 0.8, "min_size": 9, "flood": "embedding"}
+    same = Vista3dPredictOptions.over(stored, {"bandwidth": 0.5})
+    assert same == {**stored, "bandwidth": 0.5}
+    other = Vista3dPredictOptions.over(stored, {"method": "mutex"})
+    assert other == {"method": "mutex", "min_size": 9}
+    Vista3dPredictOptions(**other)

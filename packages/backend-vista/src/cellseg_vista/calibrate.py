@@ -15,21 +15,22 @@ from cellseg.torch.devices import resolve_device
 from cellseg_vista.instances import PixelMaps, find_instances, pixel_maps
 from cellseg_vista.network import Network
 from cellseg_vista.predict_options import USED, Method, VistaPredictOptions
+from cellseg_vista.scoring import is_dense, quality
 
-_BANDWIDTHS: Mapping[Method, tuple[float, ...]] = {
-    "watershed": (0.0, 0.5, 0.75, 1.0, 1.5),
-    "cluster": (0.75, 1.0, 1.5, 2.0),
-    "mutex": (0.75, 1.0, 1.5, 2.0),
+_MAIN: Mapping[Method, tuple[str, Sequence[float]]] = {
+    "watershed": ("bandwidth", (0.0, 0.5, 0.75, 1.0, 1.5)),
+    "agglomerate": ("join_threshold", (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)),
+    "cluster": ("bandwidth", (0.5, 0.75, 1.0, 1.5, 2.0)),
+    "mutex": ("bandwidth", (0.5, 0.75, 1.0, 1.5, 2.0)),
 }
+"""The option that matters most to each method, and what is tried for it."""
 _SEEDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _FOREGROUND = (0.3, 0.4, 0.5, 0.6, 0.7)
 _SIZES = {2: (0, 15, 30, 60, 120), 3: (0, 50, 100, 200, 500)}
 _ROUNDS = 2
 _WORTH = 0.01
 """What another value must gain: validation images are few, and smaller gains mostly their luck."""
-_DENSE = 0.8
-"""Where objects are more than this part of the known voxels, they fill the volume."""
-MOST_VOXELS = {2: 1 << 21, 3: 1 << 20}
+MOST_VOXELS = 1 << 21
 """How much of the validation patches is looked at: this bounds time and memory."""
 
 Pair = tuple[PixelMaps, NDArray[np.integer]]
@@ -58,8 +59,7 @@ def calibrate(
 ) -> dict[str, object]:
     """The options that predict the validation patches best, as the bundle stores them.
 
-    Only patches of ``MOST_VOXELS`` in all are looked at (of 32 x 128 x 128 voxels, two), evenly
-    chosen. Options that the
+    Only patches of about ``MOST_VOXELS`` in all are looked at, evenly chosen. Options that the
     chosen method does not use are left out.
 
     Args:
@@ -81,23 +81,23 @@ def search(
 ) -> OptionsT:
     """The best options for pairs of the network's maps and the truth.
 
-    Each method (the watershed with either flood) is tried with its bandwidths. The best one is
+    Each method (the watershed with either flood) is tried with its main option. The best one is
     then improved option by option, each in turn. A value that gains next to nothing does not
     replace the one before.
     """
     score = _scorer(pairs, spacing)
     best, reached = options_class(), -1.0
-    for method, bandwidths in _BANDWIDTHS.items():
+    for method, (main, values) in _MAIN.items():
         starts = [options_class(method=method)]
         if "flood" in USED[method]:
             starts.append(options_class(method=method, flood="embedding"))
         for start in starts:
-            tried = [start, *(_with(start, "bandwidth", value) for value in bandwidths)]
+            tried = [start, *(_with(start, main, value) for value in values)]
             best, reached = _better(tried, score, best, reached)
     grids: dict[str, Sequence[object]] = {
         "seed_threshold": _SEEDS,
         "foreground_threshold": _FOREGROUND,
-        "bandwidth": _BANDWIDTHS[best.method],
+        _MAIN[best.method][0]: _MAIN[best.method][1],
         "min_size": _SIZES[len(spacing)],
     }
     for _ in range(_ROUNDS):
@@ -130,7 +130,7 @@ def _predict(network: Network, patches: Patches, device: str, classes: int) -> l
     network = network.eval().to(where := resolve_device(device))
     labels = patches[0]["labels"]
     voxels = labels[0].numel()
-    count = min(max(MOST_VOXELS[labels.ndim - 1] // voxels, 1), len(patches))
+    count = min(max(MOST_VOXELS // voxels, 1), len(patches))
     pairs = []
     with torch.inference_mode():
         for number in range(count):
@@ -144,15 +144,10 @@ def _predict(network: Network, patches: Patches, device: str, classes: int) -> l
 
 
 def _scorer(pairs: Sequence[Pair], spacing: tuple[float, ...]) -> Any:
-    """Options to a score from 0 to 1, pooled over all patches; unknown voxels do not count.
-
-    It is the mean of the F1 at an IoU of 0.5 and of its mean over ``THRESHOLDS``. Where objects
-    fill the volume, as in electron microscopy, it is the mean of that and of 1 - adapted Rand
-    error: few large false joins matter there as much as many small pieces.
-    """
+    """Options to their ``quality``, pooled over all patches; unknown voxels do not count."""
     known = sum(int((truth != UNKNOWN).sum()) for _, truth in pairs)
     filled = sum(int(((truth != UNKNOWN) & (truth > 0)).sum()) for _, truth in pairs)
-    dense = filled > _DENSE * known
+    dense = is_dense(known, filled)
     seen: dict[str, float] = {}
 
     def score(options: VistaPredictOptions) -> float:
@@ -166,17 +161,7 @@ def _scorer(pairs: Sequence[Pair], spacing: tuple[float, ...]) -> Any:
             for maps, truth in pairs:
                 found = find_instances(maps, options, spacing).labels
                 total += tally(overlaps(found, truth).without_label(UNKNOWN))
-            seen[key] = _value(total, dense)
+            seen[key] = quality(total, dense)
         return seen[key]
 
     return score
-
-
-def _value(total: Tally, dense: bool) -> float:
-    objects = total.n_true + total.n_pred
-    mean = sum(total.matched) / len(THRESHOLDS)
-    matched = (total.matched[0] + mean) / objects if objects else 0.0
-    if not dense:
-        return matched
-    together = total.together_true + total.together_pred
-    return (matched + (2 * total.together_both / together if together else 0.0)) / 2

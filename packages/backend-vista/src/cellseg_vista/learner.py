@@ -19,6 +19,7 @@ from cellseg_vista.losses import Margins, discriminative_loss, semantic_loss
 from cellseg_vista.network import Maps, Network
 from cellseg_vista.options import VistaOptions
 from cellseg_vista.predict_options import VistaPredictOptions
+from cellseg_vista.scoring import is_dense, quality
 
 _SHOWN = 4
 
@@ -69,7 +70,7 @@ class VistaLearner(nn.Module):
         """The losses, the share of voxels of the right class, and how well the objects that are
         predicted, foreground included, match the true ones where those are known: ``f1@0.5``,
         ``mean_f1`` and ``msa`` over ``THRESHOLDS``, the adapted Rand error ``are``, and ``score``,
-        the mean of mean F1 and 1 - ``are``; of ``msa`` and ``score`` the mean over the batches."""
+        their ``quality``; of ``msa`` and ``score`` the mean over the batches that have objects."""
         maps = self.network(batch["image"])
         count = float(len(batch["image"]))
         terms = self._losses(maps, batch)
@@ -88,7 +89,8 @@ class VistaLearner(nn.Module):
             seen = np.where(there.cpu().numpy(), seen, 0)
             total += tally(overlaps(seen, truth))
             self._seen = [*self._seen[1 - _SHOWN :], _Seen(image.cpu().numpy(), truth, seen)]
-        return results | _scored(total)
+        dense = is_dense(int(known.sum()), int((batch["labels"] > 0).sum()))
+        return results | _scored(total, dense)
 
     def write_previews(self, directory: Path, epoch: int) -> None:
         """The last patches of the validation, truth in blue under prediction in orange."""
@@ -141,21 +143,18 @@ class VistaLearner(nn.Module):
         }
 
 
-def _scored(total: Tally) -> dict[str, tuple[float, float]]:
+def _scored(total: Tally, dense: bool) -> dict[str, tuple[float, float]]:
     both = float(total.n_true + total.n_pred)
-    f1 = 2.0 * sum(total.matched) / len(THRESHOLDS)
     pairs = total.together_true + total.together_pred
-    wrong = pairs - 2 * total.together_both
     results = {
         "f1@0.5": (2.0 * total.matched[0], both),
-        "mean_f1": (f1, both),
-        "are": (wrong, pairs),
+        "mean_f1": (2.0 * sum(total.matched) / len(THRESHOLDS), both),
+        "are": (pairs - 2 * total.together_both, pairs),
         "msa": (0.0, 0.0),
         "score": (0.0, 0.0),
     }
     if total.n_true:
         unions = [both - matched for matched in total.matched]
         msa = sum(m / u for m, u in zip(total.matched, unions, strict=True)) / len(THRESHOLDS)
-        results["msa"] = (msa, 1.0)
-        results["score"] = ((f1 / both + 1 - wrong / pairs) / 2 if pairs else f1 / both, 1.0)
+        results |= {"msa": (msa, 1.0), "score": (quality(total, dense), 1.0)}
     return results

@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 
 from cellseg.options import Options, flag
 
-Method = Literal["watershed", "cluster", "mutex"]
+Method = Literal["watershed", "agglomerate", "cluster", "mutex"]
 
 USED: Mapping[str, tuple[str, ...]] = {
     "watershed": ("bandwidth", "seed_threshold", "flood"),
+    "agglomerate": ("join_threshold",),
     "cluster": ("bandwidth", "seed_threshold"),
     "mutex": ("bandwidth",),
 }
@@ -29,6 +30,7 @@ class VistaPredictOptions(Options):
             "seed_threshold",
             "bandwidth",
             "flood",
+            "join_threshold",
             "min_size",
             "class_id",
         ),
@@ -37,7 +39,8 @@ class VistaPredictOptions(Options):
 
     method: Method = "watershed"
     """How objects are told apart: watershed, floods the foreground from its deep places, and joins
-    pieces whose embeddings are near; cluster, groups what lies close together in the embedding;
+    pieces whose embeddings are near; agglomerate, floods it from every deepest place, and joins
+    pieces across weak borders; cluster, groups what lies close together in the embedding;
     mutex, the mutex watershed of affinities made from embeddings."""
     foreground_threshold: float = Field(0.5, gt=0, lt=1)
     """Voxels with a higher probability than this to be no background belong to objects."""
@@ -51,6 +54,9 @@ class VistaPredictOptions(Options):
     flood: Literal["distance", "embedding"] = "distance"
     """What the method watershed floods: distance, the map of depths; embedding, the same after it
     is lowered where the embedding changes from voxel to voxel."""
+    join_threshold: float = Field(0.65, gt=0, lt=1)
+    """The method agglomerate joins pieces whose border is weaker than this, from 0 where the map of
+    depths is as high between them as inside, to 1 where it falls to the edge of an object."""
     min_size: int = Field(15, ge=0)
     """Smaller objects are dropped, in voxels. The methods cluster and mutex first give them to the
     object that they touch."""
@@ -62,6 +68,14 @@ class VistaPredictOptions(Options):
     aggregation: Literal["gaussian", "average", "max"] = "gaussian"
     """How the probabilities of overlapping windows become one: gaussian, a mean in which the middle
     of a window counts most; average; max. Only with --patch-size."""
+
+    @classmethod
+    def over(cls, stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+        """Another method than the stored one takes none of its thresholds."""
+        if given.get("method", stored.get("method")) != stored.get("method"):
+            own = {name for names in USED.values() for name in names}
+            stored = {name: value for name, value in stored.items() if name not in own}
+        return super().over(stored, given)
 
     @model_validator(mode="after")
     def _options_act(self) -> VistaPredictOptions:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cellseg import BaseWeights, ConfigError, Emit, Tiling, Trained, TrainJob
+from cellseg import BaseWeights, ConfigError, Emit, Sample, Tiling, Trained, TrainJob
 from cellseg.events import Note
 from cellseg.files import remove_leftovers
-from cellseg.patches import PatchGrid, PatchSampler
+from cellseg.patches import Patch, PatchGrid, PatchSampler
 from cellseg.torch.devices import threads
 from cellseg.torch.loaders import Loaders
 from cellseg.torch.training import fit
@@ -27,6 +27,8 @@ from cellseg_vista.predict_options import (
 )
 
 _ONE_CLASS = ("background", "cell")
+_PLANE = 512
+"""Of the pieces of planes that thresholds are found on, in pixels."""
 _CORE, _HALO = 128, 16
 """Of a tile along the finest axis, in voxels."""
 _PREDICTING: dict[int, type[VistaPredictOptions]] = {
@@ -68,6 +70,7 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
     for note in notes(network.architecture, spacing):
         emit(Note(note))
     base = _start(network, job, emit)
+    tiling = _tiling(network, spacing)
     calibrated: dict[str, object] = {}
     if job.epochs:
         sampler = PatchSampler.of(job.train, options, job.seed)
@@ -88,14 +91,15 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
         learner = VistaLearner(network, options, spacing, len(classes), predicting())
         fit(learner, loaders, job, emit)
         if val:
-            calibrated = calibrate(network, val, job.device, predicting, spacing, len(classes))
+            tiles = ValidationPatches(_tiles(job.val, tiling), make, most=options.val_patches)
+            calibrated = calibrate(network, tiles, job.device, predicting, spacing, len(classes))
     network.save(job.model)
     Description(classes).save(job.model)
     return Trained(
         trainable=trainable,
         calibrated=calibrated,
         classes=classes,
-        tiling=_tiling(network, spacing) if dims == 3 else None,
+        tiling=tiling if dims == 3 else None,
         base_weights=base,
     )
 
@@ -143,6 +147,15 @@ def _spacing(all_sizes: Sequence[Sequence[float]], dims: int) -> tuple[float, ..
     return tuple(np.median(np.array(all_sizes), axis=0)[3 - dims :].tolist())
 
 
+def _tiles(samples: Sequence[Sample], tiling: Tiling) -> Sequence[Patch]:
+    """Pieces of the images as large as prediction will see them: thresholds depend on it."""
+    pieces: list[Patch] = []
+    for sample in samples:
+        shape = tuple(min(n, m) for n, m in zip(sample.image.shape[1:], tiling.core, strict=True))
+        pieces.extend(PatchGrid([sample], (shape[0], shape[1], shape[2])))
+    return pieces
+
+
 def _tiling(network: Network, spacing: Sequence[float]) -> Tiling:
     """Tiles of a few million voxels, as cubic as the voxels allow.
 
@@ -150,6 +163,8 @@ def _tiling(network: Network, spacing: Sequence[float]) -> Tiling:
     alike. The halo is what matters of the surroundings, not all that a voxel depends on: that
     would be most of a tile.
     """
+    if network.architecture.dims == 2:
+        return Tiling(core=(1, _PLANE, _PLANE))
     core, halo = [], []
     for size, step in zip(spacing, network.stride, strict=True):
         share = min(spacing) / size

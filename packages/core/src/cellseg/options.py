@@ -45,6 +45,15 @@ class Options(BaseModel):
                     return str(panel)
         return None
 
+    @classmethod
+    def over(cls, stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+        """What the user gives, over what a model brings along.
+
+        A class whose options depend on each other leaves those of ``stored`` out that are not meant
+        for what was given.
+        """
+        return {**stored, **given}
+
 
 class NoOptions(Options):
     """For plugins with nothing to configure."""

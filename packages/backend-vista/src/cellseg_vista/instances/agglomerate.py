@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg_vista.instances.graph import Labels, components, flooded
+from cellseg_vista.instances.graph import Labels
+from cellseg_vista.instances.watershed import flooded, seeded
 from cellseg_vista.predict_options import VistaPredictOptions
 
 _SIGMA = 0.7
@@ -37,7 +38,7 @@ def agglomerate(
     from bioimage_cpp.graph.agglomeration import GaspClusterPolicy
     from bioimage_cpp.graph.features import edge_map_features
 
-    pieces = flooded(distance, _maxima(mask, distance), mask)
+    pieces = flooded(distance, seeded(_maxima(mask, distance), mask), mask)
     graph = region_adjacency_graph(pieces.view(np.uint32), number_of_threads=1)
     if not graph.number_of_edges:
         return pieces
@@ -56,14 +57,10 @@ def agglomerate(
     return found
 
 
-def _maxima(mask: NDArray[np.bool_], distance: NDArray[np.float32]) -> Labels:
-    """The deepest places of their surroundings, and all of any part that has none."""
+def _maxima(mask: NDArray[np.bool_], distance: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The deepest places of their surroundings."""
     from scipy.ndimage import gaussian_filter, maximum_filter
 
     smooth = gaussian_filter(np.where(mask, distance, 0), _SIGMA)
-    highest = mask & (smooth == maximum_filter(smooth, _WINDOW))
-    seeds, count = components(highest)
-    areas, number = components(mask)
-    seeded = np.zeros(number + 1, bool)
-    seeded[areas[seeds > 0]] = True
-    return np.where(mask & ~seeded[areas], areas + np.int32(count), seeds)
+    highest: NDArray[np.bool_] = mask & (smooth == maximum_filter(smooth, _WINDOW))
+    return highest

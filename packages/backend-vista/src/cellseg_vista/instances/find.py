@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg_vista.instances.agglomerate import agglomerate
 from cellseg_vista.instances.cluster import cluster
 from cellseg_vista.instances.graph import Labels
 from cellseg_vista.instances.maps import PixelMaps
@@ -61,6 +62,8 @@ def find_instances(
         embedding = np.ascontiguousarray(maps.embedding[(slice(None), *box)])
         if options.method == "watershed":
             pieces = watershed(mask, distance, embedding, options)
+        elif options.method == "agglomerate":
+            pieces = agglomerate(mask, distance, options)
         elif options.method == "cluster":
             pieces = cluster(mask, distance, embedding, options, spacing)
         else:

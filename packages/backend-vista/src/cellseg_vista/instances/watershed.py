@@ -37,12 +37,13 @@ def watershed(
     if options.flood == "embedding":
         steep = _steepness(smoothed(embedding, mask), mask)
         distance = distance * np.exp(-((steep / _STEEP) ** 2))
-    seeds = _seeds(mask, distance, options.seed_threshold)
-    pieces = _flooded(distance, seeds, mask)
+    seeds = seeded(mask & (distance > options.seed_threshold), mask)
+    pieces = flooded(distance, seeds, mask)
     return joined(pieces, embedding, options.bandwidth) if options.bandwidth > 0 else pieces
 
 
-def _flooded(distance: NDArray[np.float32], seeds: Labels, mask: NDArray[np.bool_]) -> Labels:
+def flooded(distance: NDArray[np.float32], seeds: Labels, mask: NDArray[np.bool_]) -> Labels:
+    """Give the voxels of ``mask`` to the seeds, the deep ones first."""
     from bioimage_cpp.segmentation import watershed
 
     # It sorts heights into 2^16 steps between the least and the greatest of the image. Coarser
@@ -52,13 +53,13 @@ def _flooded(distance: NDArray[np.float32], seeds: Labels, mask: NDArray[np.bool
     return pieces
 
 
-def _seeds(mask: NDArray[np.bool_], distance: NDArray[np.float32], threshold: float) -> Labels:
-    seeds, count = components(mask & (distance > threshold))
+def seeded(starts: NDArray[np.bool_], mask: NDArray[np.bool_]) -> Labels:
+    """Connected areas of ``starts`` as seeds, and all of each part of ``mask`` that has none."""
+    seeds, count = components(starts)
     areas, number = components(mask)
-    seeded = np.zeros(number + 1, bool)
-    seeded[areas[seeds > 0]] = True
-    alone = mask & ~seeded[areas]
-    return np.where(alone, areas + np.int32(count), seeds)
+    met = np.zeros(number + 1, bool)
+    met[areas[seeds > 0]] = True
+    return np.where(mask & ~met[areas], areas + np.int32(count), seeds)
 
 
 def _steepness(embedding: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -141,7 +141,7 @@ def _resolve(
             f"--output-probs: the backend {predictor.name!r} gives no probabilities.",
             hint="Leave it out.",
         )
-    given = {**(bundle.predict if bundle else {}), **options}
+    given = predictor.options.over(bundle.predict if bundle else {}, options)
     parsed = parse(predictor.options, given, predictor.name)
     if not images.exists():
         raise DataError(f"There is nothing at {images}.")
