@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def cellseg_trainers():
         "small": {"reader": "folder", "images": "images", "epochs": 7, "size": 5,
                   "widths": (0.5, 2.0), "precise": True},
         "large": {"epochs": 9, "size": 90},
+        "cut": {"size": 4, "split": "blocks", "split_axis": "x", "val_gap": 0},
     }
     yield cs.TrainerSpec(name="former", summary="Has presets", options=FormerOptions, train=train,
                          presets=presets)
@@ -98,8 +100,30 @@ def test_another_reader_takes_the_place_of_that_of_the_preset(cellseg, data, tmp
     assert cellseg(*line, "--reader", "auto").code == 0
     plugins = Plugins()
     former = plugins.get(TrainerSpec, "former")
-    assert "images" not in preset_options(plugins, former, "small", "ome-zarr")
-    assert preset_options(plugins, former, "small", "ome-zarr")["size"] == 5
+    assert "images" not in preset_options(plugins, former, "small", {"reader": "ome-zarr"})
+    assert preset_options(plugins, former, "small", {"reader": "ome-zarr"})["size"] == 5
+
+
+def test_another_way_to_validate_takes_the_place_of_that_of_the_preset(
+    cellseg, data, tmp_path
+) -> None:
+    line = ("train", data, "--backend", "former", "--preset", "cut", "-o")
+    assert cellseg(*line, tmp_path / "a").code == 0
+    assert kept(tmp_path / "a")["split"] == "blocks" and kept(tmp_path / "a")["val_gap"] == 0
+    shutil.copytree(data, tmp_path / "other")
+    for number, words in enumerate(
+        [
+            ("--split", "full"),
+            ("--splits", tmp_path / "a" / "splits.json"),
+            ("--val", tmp_path / "other"),
+        ]
+    ):
+        run = tmp_path / str(number)
+        done = cellseg(*line, run, *words)
+        assert done.code == 0, done.err
+        assert kept(run)["size"] == 4 and kept(run)["split_axis"] == "auto"
+    assert cellseg(*line, tmp_path / "b", "--split", "blocks").code == 0
+    assert kept(tmp_path / "b")["split_axis"] == "x", "the same choice changes nothing"
 
 
 @pytest.mark.parametrize(

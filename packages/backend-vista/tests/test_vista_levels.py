@@ -103,6 +103,14 @@ def test_segresnet_has_even_strides_and_the_user_learns_it() -> None:
     assert notes(planned(encoder="segresnet", dims=2), CREMI) == ()
 
 
+@pytest.mark.parametrize("encoder", ["segresnet", "segresnet_ds"])
+def test_an_encoder_that_would_pad_every_patch_is_refused(encoder: str) -> None:
+    even = {"encoder": encoder, "spacing": (1, 1, 1), "patch": (16, 128, 128)}
+    assert planned(**even, levels=4).smallest == (16, 16, 16)
+    with pytest.raises(ConfigError, match="--levels 5 .* at least 32 x 32 x 32, not 16 x 128"):
+        planned(**even, levels=5)
+
+
 def test_the_user_learns_of_flat_kernels() -> None:
     (note,) = notes(planned(), CREMI)
     assert "1x3x3, 1x3x3, 1x3x3, 3x3x3; strides between levels: 1x2x2, 1x2x2, 1x2x2" in note

@@ -303,6 +303,15 @@ def test_dice_counts_only_classes_that_are_there() -> None:
     assert float(semantic_loss(sure, wrong).dice) == pytest.approx((1 / 3 + 1) / 2, abs=1e-3)
 
 
+def test_dice_of_millions_of_voxels_is_as_exact_as_that_of_a_few() -> None:
+    logits = torch.randn(1, 2, 2**12, generator=torch.Generator().manual_seed(0))
+    logits[:, 1] += 3
+    classes = (torch.arange(2**12) % 7 > 0).long()[None]
+    few = semantic_loss(logits, classes).dice
+    many = semantic_loss(logits.repeat(1, 1, 2**9), classes.repeat(1, 2**9)).dice
+    torch.testing.assert_close(many, few, rtol=1e-5, atol=0)
+
+
 def test_class_weights_must_be_one_for_each_class() -> None:
     logits, classes = semantic_case()
     with pytest.raises(ValueError, match=r"class_weights has shape \(4,\), not \(5,\)"):

@@ -126,9 +126,17 @@ def test_what_does_not_fit_is_an_error_that_says_so(tmp_path: Path) -> None:
 
 
 def test_a_description_comes_back_or_says_what_is_wrong(tmp_path: Path) -> None:
-    Description(THREE).save(tmp_path)
-    assert Description.load(tmp_path).classes == THREE
-    for text in ("{", "[]", '{"classes": ["background"]}', '{"classes": [1, 2]}'):
+    Description(THREE, (2.0, 1.0, 0.5)).save(tmp_path)
+    assert Description.load(tmp_path) == Description(THREE, (2.0, 1.0, 0.5))
+    (tmp_path / "vista.json").write_text('{"classes": ["background", "cell"]}')
+    assert Description.load(tmp_path) == Description()
+    for text in (
+        "{",
+        "[]",
+        '{"classes": ["background"]}',
+        '{"classes": [1, 2]}',
+        '{"classes": ["a", "b"], "spacing": "x"}',
+    ):
         (tmp_path / "vista.json").write_text(text)
         with pytest.raises(WeightsError, match=r"vista\.json"):
             Description.load(tmp_path)
@@ -228,6 +236,76 @@ def test_calibration_stores_what_its_method_uses(tmp_path: Path) -> None:
     assert {"method", "foreground_threshold", "bandwidth", "min_size"} <= set(stored)
     assert not {"patch_size", "aggregation", "class_id"} & set(stored)
     assert Vista3dPredictOptions(**stored).method == stored["method"]
+
+
+def test_calibration_looks_at_a_bounded_number_of_voxels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of small and large images, in any order."""
+    network = Network.load(model(tmp_path / "m", 2))
+    monkeypatch.setattr("cellseg_vista.calibrate.MOST_VOXELS", 3000)
+
+    def search(pairs: list[Any], kind: Any, spacing: tuple[float, ...]) -> Any:
+        looked.extend(pairs)
+        return kind()
+
+    monkeypatch.setattr("cellseg_vista.calibrate.search", search)
+    for sides in ([8, 64, 64, 64], [64, 8, 8, 8], [16] * 40):
+        looked: list[Any] = []
+        patches = [
+            {
+                "image": torch.randn(1, 1, side, side),
+                "labels": torch.full((1, side, side), number + 1),
+                "classes": torch.ones(1, side, side, dtype=torch.int64),
+            }
+            for number, side in enumerate(sides)
+        ]
+        calibrate(network, patches, "cpu", Vista2dPredictOptions, (1.0, 1.0), 2)
+        sizes = [truth.size for _, truth in looked]
+        assert len(sizes) == 1 or sum(sizes) <= 3000
+        if sides == [16] * 40:
+            places = sorted(int(truth.max()) for _, truth in looked)
+            assert len(places) == 11 and max(np.diff([*places, 41])) <= 7
+
+
+def test_half_precision_is_that_of_the_network_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, shown, inside = model(tmp_path / "m", 3), tile(9, 21, 27), []
+    maps = Network.maps
+
+    def spied(self: Network, image: torch.Tensor) -> Any:
+        found = maps(self, image)
+        inside.append(found.semantic.dtype)
+        return found
+
+    monkeypatch.setattr(Network, "maps", spied)
+    (full,) = load(job(path, 3, True), 3)([shown])
+    (half,) = load(job(path, 3, True, precision="bf16-mixed"), 3)([shown])
+    assert inside == [torch.float32, torch.bfloat16]
+    assert half.probabilities is not None and half.probabilities.dtype == np.float32
+    assert not np.array_equal(half.probabilities, full.probabilities)
+    np.testing.assert_allclose(half.probabilities, full.probabilities, atol=0.02)
+
+
+def test_voxels_count_as_those_of_the_training(tmp_path: Path) -> None:
+    """Whatever size a file gives them, and where it gives none."""
+    path = model(tmp_path / "m", 3)
+    shown = tile(9, 21, 27)
+    long = replace(shown, spacing=(4.0, 1.0, 1.0))
+
+    def labels(*tiles: Tile) -> list[Any]:
+        found = load(job(path, 3, method="mutex"), 3)(tiles)
+        return [one.labels for one in found]
+
+    even, flat = labels(shown, long)  # a model of before, which does not say
+    assert not np.array_equal(even, flat)
+    Description(spacing=(4.0, 1.0, 1.0)).save(path)
+    for found in labels(shown, long):
+        np.testing.assert_array_equal(found, flat)
+    Description(spacing=(1.0, 1.0)).save(path)
+    with pytest.raises(WeightsError):
+        labels(shown)
 
 
 def test_another_method_than_the_stored_one_takes_none_of_its_thresholds() -> None:

@@ -12,13 +12,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from cellseg.classes import SHIFT, UNKNOWN, encoded  # noqa: E402
-from cellseg.data import Sample  # noqa: E402
+from cellseg.data import Sample, Tiling  # noqa: E402
 from cellseg.errors import ConfigError, DataError  # noqa: E402
 from cellseg.events import Note, Progress, Validated  # noqa: E402
-from cellseg.patches import PatchGrid  # noqa: E402
+from cellseg.patches import PatchGrid, PatchSampler  # noqa: E402
 from cellseg.plugins import Plugins  # noqa: E402
 from cellseg.specs import PredictorSpec, Trained, TrainerSpec, TrainJob  # noqa: E402
 from cellseg.testing import blobs  # noqa: E402
+from cellseg.torch.loaders import Loaders  # noqa: E402
 from cellseg_vista.learner import VistaLearner  # noqa: E402
 from cellseg_vista.network import Architecture, Network, plan_levels  # noqa: E402
 from cellseg_vista.options import Vista2dOptions, Vista3dOptions, VistaOptions  # noqa: E402
@@ -27,6 +28,8 @@ from cellseg_vista.predict_options import (  # noqa: E402
     Vista2dPredictOptions,
     Vista3dPredictOptions,
 )
+from cellseg_vista.presets import PRESETS_2D, PRESETS_3D  # noqa: E402
+from cellseg_vista.train import _tiles  # noqa: E402
 
 TINY: dict[str, Any] = {
     "feature_size": 4,
@@ -226,6 +229,106 @@ def test_validation_counts_what_matches() -> None:
     assert scores["score"][0] > 0.8 and scores["score"][1] == 1
 
 
+@pytest.mark.parametrize(("ignored", "counted"), [(-100, 960), (0, 320), (1, 640)])
+def test_accuracy_is_of_the_data_s_classes_that_are_learned(ignored: int, counted: int) -> None:
+    """The spare classes, which prediction leaves out, may be the likeliest of all."""
+
+    class Sure(Network):
+        def forward(self, image: torch.Tensor) -> Any:
+            maps = super().forward(image)
+            semantic = torch.zeros_like(maps.semantic)
+            semantic[:, 1], semantic[:, 2:] = 1, 9
+            return maps._replace(semantic=semantic)
+
+    learner = make_learner(network=Sure(make_network().architecture), ignore_index=ignored).eval()
+    item = batch()
+    item["classes"][:, :, :10] = 1
+    item["classes"][:, :, 10:30] = 0
+    item["classes"][:, :, 30:] = -100
+    with torch.no_grad():
+        right, all_ = learner.validation_step(item)["accuracy"]
+    assert (right, all_) == (0 if ignored == 1 else 2 * 320, 2 * counted)
+
+
+def test_unknown_voxels_do_not_dilute_the_distance_loss() -> None:
+    learner, item = make_learner(), batch()
+    maps = learner.network(item["image"])
+    item["classes"][..., 12:] = -100
+    known = {k: v[..., :12] for k, v in item.items()}
+    cut = type(maps)(*(m[..., :12] for m in maps[:3]))
+    torch.testing.assert_close(
+        learner._terms(maps, item)["loss_distance"], learner._terms(cut, known)["loss_distance"]
+    )
+
+
+class Unread:
+    """An array on disk that counts how often it is read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self.shape, self.dtype, self.reads = array, array.shape, array.dtype, 0
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        self.reads += 1
+        return self._array[key]
+
+
+def test_of_many_images_only_the_tiles_that_are_looked_at_are_read() -> None:
+    sizes = [(1, 64, 64), (1, 40, 700)] * 50
+    samples = []
+    for number, shape in enumerate(sizes):
+        sample = blobs(number, shape)
+        lazy = {"image": Unread(sample.image), "labels": Unread(sample.labels)}
+        samples.append(replace(sample, **lazy))
+    tiles = ValidationPatches(
+        _tiles(samples, Tiling(core=(1, 512, 512))), Targets(OPTIONS[2], 2, samples), 7
+    )
+    assert len(tiles) == 7 and not any(sample.image.reads for sample in samples)
+    assert {tiles[i]["image"].shape[-2:] for i in range(7)} == {(64, 64), (40, 512)}
+    assert sum(sample.image.reads for sample in samples) == 7
+
+
+def test_images_of_one_name_keep_their_own_voxel_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--val may name another folder, whose files are called alike."""
+    flat = replace(blobs(1, SHAPES[3]), name="a", spacing=(5.0, 1.0, 1.0))
+    np.asarray(flat.labels)[::4] = 0
+    even = replace(flat, spacing=(1.0, 1.0, 1.0))
+    seen: list[Any] = []
+    monkeypatch.setattr("cellseg_vista.train.fit", lambda *given: seen.extend(given))
+    for sample, other in ((flat, even), (even, flat)):
+        train(make_job(tmp_path / str(sample.spacing), 3, train=[sample], val=[other]))
+        (loaders,) = (given for given in seen if isinstance(given, Loaders))
+        seen.clear()
+        patch = PatchSampler.of([sample], OPTIONS[3], 0).patch(0)
+        image, labels = loaders.train._augment(
+            patch.image, patch.labels, np.random.default_rng((0, 0, 1))
+        )
+        expected = Targets(OPTIONS[3], 3, [sample])(image, labels, "a")
+        torch.testing.assert_close(loaders.train[0], expected)
+        patch = PatchGrid([other], (8, 32, 32))[0]
+        expected = Targets(OPTIONS[3], 3, [other])(patch.image, patch.labels, "a")
+        torch.testing.assert_close(loaders.val[0]["weight"][0], expected["weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("vista2d", name) for name in PRESETS_2D] + [("vista3d", name) for name in PRESETS_3D],
+)
+def test_every_preset_trains(name: str, preset: str, tmp_path: Path) -> None:
+    spec = Plugins().get(TrainerSpec, name)
+    given = {k: v for k, v in spec.presets[preset].items() if k in spec.options.model_fields}
+    depth = {"patch_depth": 8} if name == "vista3d" else {}
+    tiny = {"feature_size": 4, "emb_dim": 4, "patch_size": 32, "batch_size": 1, "accumulate": 1}
+    tiny["levels"] = 3
+    options = spec.options(**{**given, **tiny, **depth, "precision": "32-true"}, fast_dev_run=True)
+    job = make_job(tmp_path, int(name[5]), options=options, val=[])
+    _, events = train(job)
+    (step,) = (e for e in events if isinstance(e, Progress))
+    assert np.isfinite(step.metrics["train/loss"]) and step.metrics["train/loss_ins"] > 0
+    assert Network.load(job.model).architecture.encoder == options.encoder
+
+
 def test_validation_patches_are_spread_evenly() -> None:
     samples = [blobs(seed) for seed in range(4)]
     grid = PatchGrid(samples, (1, 32, 32))
@@ -263,6 +366,23 @@ def test_more_classes_than_the_network_has_are_an_error(tmp_path: Path) -> None:
         train(make_job(tmp_path, train=[sample], val=[]))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore_index": 3}, "--ignore-index 3: the data has no such class"),
+        ({"class_weights": (0.0, 0.0, 0.0, 1.0)}, "--class-weights are 0 for all classes"),
+    ],
+)
+def test_options_for_classes_that_the_data_lacks_are_an_error(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    job = make_job(
+        tmp_path, train=[two_classes(1)], val=[], options=Vista2dOptions(**TINY, **options)
+    )
+    with pytest.raises(ConfigError, match=f"{message}.*1 round, 2 odd"):
+        train(job)
+
+
 def test_targets_know_classes_and_unknown_voxels() -> None:
     sample = two_classes(1)
     item = Targets(OPTIONS[2], 2, [sample])(sample.image[:, :, :, :], sample.labels, sample.name)
@@ -291,9 +411,25 @@ def test_the_options_are_checked_against_each_other() -> None:
         {"class_weights": (1.0, 1.0)},
         {"class_weights": (1.0, -1.0, 1.0, 1.0)},
         {"ignore_index": 4},
+        {"ignore_index": -1},
+        {"ce_weight": 0, "dice_weight": 0},
+        {"class_weights": (1.0,) * 4, "ce_weight": 0},
+        {"distance_reach": 3, "weight_distance": 0},
+        {"weight_contact": 2, "weight_distance": 0},
+        {"delta_v": 1, "weight_pull": 0},
+        {"push_reach": 1, "weight_push": 0},
+        {"weight_bone": 2, "weight_pull": 0, "weight_push": 0, "weight_norm": 0},
         {"encoder_weights": "vista3d.pt"},
         {"encoder": "segresnet", "deep_supervision": 1},
         {"deep_supervision": 3},
     ):
         with pytest.raises(ValueError, match=f"--{next(iter(wrong)).split('_')[0]}"):
             VistaOptions(**{**TINY, **wrong})
+
+
+def test_a_training_can_be_resumed_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = Vista3dOptions(encoder="segresnet_ds", encoder_weights="vista3d.pt")
+    assert options.encoder_weights == tmp_path / "vista3d.pt"

@@ -22,7 +22,7 @@ from cellseg.workflows.preview_augmentation import preview_augmentation
 CHANGES = tuple(
     name.removesuffix("_probability")
     for name in AugmentOptions.model_fields
-    if name.endswith("_probability")
+    if name.endswith("_probability") and name != "swap_depth_probability"  # for cubes alone
 )
 SPATIAL = ("flip", "rotate90", "affine", "elastic")
 INTENSITY = tuple(name for name in CHANGES if name not in SPATIAL)
@@ -223,3 +223,18 @@ def test_the_settings_of_the_preview_are_light() -> None:
         "sys.exit('numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_depth_is_swapped_with_the_other_axes() -> None:
+    swapping = only(swap_depth_probability=1.0)
+    labels = np.arange(27, dtype=np.uint32).reshape(3, 3, 3)
+    image = labels[None].astype(np.float32)
+    seen = set()
+    for seed in range(12):
+        moved, found = swapping(image, labels, np.random.default_rng(seed))
+        np.testing.assert_array_equal(moved[0], found)
+        axis = next(i for i in (1, 2) if np.array_equal(found, np.swapaxes(labels, 0, i)))
+        seen.add(axis)
+    assert seen == {1, 2}
+    with pytest.raises(ConfigError, match="as deep as"):
+        swapping(image[:, :2], labels[:2], np.random.default_rng(0))

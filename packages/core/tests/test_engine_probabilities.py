@@ -19,6 +19,7 @@ from cellseg.engine.records import Record, save
 from cellseg.engine.tile import TileLabels, no_objects
 from cellseg.errors import (
     ConfigError,
+    DataError,
     InterruptedRunError,
     PartialError,
     PluginError,
@@ -194,6 +195,14 @@ def test_evaluation_takes_the_labels_beside_them(images, tmp_path, format):
     known.register(builtin, "builtin")
     pairs = label_pairs(known, tmp_path / "a", tmp_path / "b", EvaluateSettings())
     assert [pair.name.split("#")[0].split(".")[0] for pair in pairs] == ["a", "b", "m", "m"]
+
+
+def test_an_image_named_as_the_probabilities_of_another_is_refused(images, tmp_path):
+    np.save(images / "a_probabilities.npy", discs((50, 60)))
+    with pytest.raises(DataError, match=r"a_probabilities\.tif: would be written twice, for a and"):
+        run(images, tmp_path / "out", format=("tiff",))
+    assert not (tmp_path / "out").exists()
+    run(images, tmp_path / "out", format=("tiff",), output_probs=False)
 
 
 def test_a_backend_without_them_is_named_before_any_work(images, tmp_path):

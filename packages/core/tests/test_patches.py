@@ -228,6 +228,15 @@ def test_the_grid_covers_everything(size: ZYX, shape: ZYX) -> None:
     assert len(grid) == np.prod([-(-m // n) for m, n in zip(size, shape, strict=True)])
 
 
+@pytest.mark.parametrize("bad", [-1, 1 << 32])
+def test_patches_for_validation_refuse_labels_that_are_no_ids(bad: int) -> None:
+    labels = np.zeros((1, 32, 32), np.int64)
+    labels[0, 3, 4] = bad
+    grid = PatchGrid([Sample(name="a", image=np.zeros((1, 1, 32, 32)), labels=labels)], (1, 32, 32))
+    with pytest.raises(DataError, match=f"a: has the label {bad}"):
+        grid[0]
+
+
 def test_labels_must_be_there_and_fit() -> None:
     good = scattered(0)
     for labels, message in ((None, "odd has no labels"), (np.zeros((1, 9, 9), int), "odd: the")):

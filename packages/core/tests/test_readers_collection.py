@@ -77,6 +77,16 @@ def test_classes_are_joined_by_name_in_the_order_they_appear(root: Path) -> None
     assert len(read(path, labelled=False)) == 5
 
 
+def test_what_would_do_nothing_is_an_error(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data set 'cremi': class_name .* neuron, cleft"):
+        read(listed(root, {"path": "cremi", "class_name": "axon"}))
+    with pytest.raises(ConfigError, match="weight does nothing with split: val"):
+        read(listed(root, {"path": "cremi", "split": "val", "weight": 2}, {"path": "mine"}))
+    for itself in (".", "datasets.yaml"):
+        with pytest.raises(ConfigError, match="is this collection itself"):
+            read(listed(root, {"path": "mine"}, {"path": itself, "name": "again"}))
+
+
 def test_the_file_may_fix_the_order_of_the_classes(root: Path) -> None:
     table = ["background", "cleft", "axon", "neuron"]
     samples = read(listed(root, {"path": "cremi"}, classes=table))

@@ -186,6 +186,18 @@ def maps() -> np.ndarray:
     return found
 
 
+def test_files_with_four_digits_and_labels_of_their_own_are_images(tmp_path: Path) -> None:
+    for name in ("scan_0001", "scan_0002"):
+        write(tmp_path / f"images/{name}.nii.gz", RAW)
+        write(tmp_path / f"labels/{name}.nii.gz", IDS)
+    samples = read(tmp_path)
+    assert [s.name for s in samples] == ["scan_0001", "scan_0002"]
+    assert samples[0].image.shape == (1, *RAW.shape)
+    with pytest.raises(DataError, match="no channel 0000, but scan_0001") as error:
+        read(tmp_path, labelled=False)
+    assert error.value.hint and "name them otherwise" in error.value.hint
+
+
 def test_classes_become_objects_by_their_components(tmp_path: Path) -> None:
     names = {"background": 0, "vessel": 1, "nucleus": 3, "ignore": 4}
     labels = maps()

@@ -116,6 +116,9 @@ def test_a_division_in_the_data_is_kept() -> None:
         make_splits(both, SplitOptions(), 0)
     with pytest.raises(DataError, match="but not 'd'"):
         make_splits([*samples, sample("d")], SplitOptions(), 0)
+    with pytest.raises(DataError, match="but not 'd'"):
+        make_splits([samples[0], samples[2], sample("d")], SplitOptions(), 0)
+    assert make_splits(samples[::2], SplitOptions(), 0).val, "only training images are not divided"
     with pytest.raises(DataError, match="only validation images"):
         make_splits(samples[1:2], SplitOptions(), 0)
 
@@ -218,6 +221,13 @@ def test_blocks_leave_volumes_whole_that_come_divided() -> None:
     assert splits.val[0] == one.name and three.name in splits.train
     assert [name.split("[")[0] for name in (splits.train[1], splits.val[1])] == [two.name] * 2
     assert len(splits.train) == len(splits.val) == 2
+
+
+def test_blocks_with_nothing_to_validate_on_are_refused() -> None:
+    given = [replace(one, split="train") for one in volumes(2)]
+    with pytest.raises(DataError, match="none is left for validation") as error:
+        make_splits(given, BLOCKS, 0)
+    assert error.value.hint and "--split full" in error.value.hint
 
 
 def test_a_volume_too_short_for_blocks() -> None:

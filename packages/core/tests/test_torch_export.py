@@ -322,10 +322,10 @@ def test_a_package_that_states_another_normalisation_is_refused(
 @pytest.mark.parametrize(
     ("options", "target", "error", "words"),
     [
-        ({"licence": "CC-BY"}, "m.zip", ConfigError, "--licence CC-BY"),
+        ({"licence": "cc-by-4.0"}, "m.zip", ConfigError, r"--licence cc-by-4\.0"),
         ({"title": "a/b: c?"}, "m.zip", ConfigError, "--title"),
         ({"author": ("a/b",)}, "m.zip", ConfigError, "--author"),
-        ({}, "m.tar", UsageError, "must be named"),
+        ({}, "m.tar", UsageError, r"must be named \*\.zip, not \*\.tar"),
     ],
 )
 def test_what_bioimageio_would_not_take_is_named(
@@ -333,6 +333,8 @@ def test_what_bioimageio_would_not_take_is_named(
 ) -> None:
     model = bundle(tmp_path / "model")
     chosen = BioimageioOptions(weights="torchscript", **options)
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as raised:
         write_bioimageio(toy(), PACKAGE, model, tmp_path / target, chosen)
+    if "licence" in options:
+        assert raised.value.hint == "Did you mean CC-BY-4.0?"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -290,6 +290,27 @@ def test_running_out_of_memory_says_what_to_do(tmp_path: Path) -> None:
     assert "--batch-size 2 --accumulate 2" in (error.value.hint or "")
 
 
+class Watched(Line):
+    """Remembers in which type its layers computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[torch.dtype] = []
+        self.net.register_forward_hook(lambda net, x, y: self.types.append(y.dtype))
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)]
+)
+def test_the_precision_is_that_of_training_and_validation(
+    precision: str, expected: torch.dtype, tmp_path: Path
+) -> None:
+    module = Watched()
+    fit(module, LOADERS, make_job(tmp_path, epochs=1, precision=precision), lambda event: None)
+    assert len(module.types) == 6 + LOADERS.val_batches
+    assert set(module.types) == {expected}
+
+
 def test_bf16_trains_and_resumes(tmp_path: Path) -> None:
     whole, _, _ = run(make_job(tmp_path / "a", epochs=2, precision="bf16-mixed"))
     run(make_job(tmp_path / "b", epochs=1, precision="bf16-mixed"))

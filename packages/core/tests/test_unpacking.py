@@ -65,6 +65,26 @@ def test_a_damaged_archive_leaves_nothing(tmp_path: Path) -> None:
         unpack(path, tmp_path / "out")
 
 
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", {"x": b"1"})
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # the flags of the member, before it and in the directory at the end
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"no ZIP archive that can be read: .*encrypted"):
+        unpack(path, tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("x", b"1")
+        out.writestr("x", b"2")
+    with pytest.raises(DataError, match="one name"):
+        unpack(path, tmp_path / "out")
+
+
 def test_flat_names_that_meet_are_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.zip", {"a/x": b"1", "b/x": b"2"})
     with pytest.raises(DataError, match="one name"):

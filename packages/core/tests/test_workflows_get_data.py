@@ -50,6 +50,37 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_a_folder_holds_one_data_set(mirror: Path, tmp_path: Path) -> None:
+    """Otherwise its record would state the licence of one for the files of both."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "source.json").write_text('{"name": "other", "licence": "CC0", "files": {}}')
+    with pytest.raises(DataError, match="holds the data set other"):
+        get_data("toy", out, settings=Settings(mirror=str(mirror)), emit=lambda e: None)
+    assert [p.name for p in out.iterdir()] == ["source.json"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(mirror: Path, tmp_path: Path) -> None:
+    for out in (mirror / "a.hdf", mirror / "a.hdf" / "in"):
+        with pytest.raises(DataError, match=r"a\.hdf: is a file, not a folder"):
+            get_data("toy", out, settings=Settings(mirror=str(mirror)), emit=lambda e: None)
+
+
+def test_a_damaged_archive_without_a_checksum_is_replaced_by_force(
+    mirror: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.zip").write_bytes(bytes((mirror / "b.zip").stat().st_size))
+    settings = Settings(mirror=str(mirror))
+    with pytest.raises(DataError, match=r"b\.zip: is no ZIP archive") as error:
+        get_data("toy", out, parts=("B",), settings=settings, emit=lambda e: None)
+    assert error.value.hint and "--force" in error.value.hint
+    settings = Settings(mirror=str(mirror), force=True)
+    get_data("toy", out, parts=("B",), settings=settings, emit=lambda e: None)
+    assert (out / "top/x.txt").read_bytes() == b"x"
+
+
 def test_files_come_and_archives_are_unpacked(mirror: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     out = tmp_path / "out"

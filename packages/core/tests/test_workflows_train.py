@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ import yaml
 
 import cellseg as cs
 from cellseg.bundle import Bundle
-from cellseg.errors import ConfigError, DataError, InterruptedRunError, UnknownPluginError
+from cellseg.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    InterruptedRunError,
+    UnknownPluginError,
+)
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset
 from cellseg.splits import Splits
@@ -208,6 +215,28 @@ def test_a_wrong_request_leaves_nothing_behind(
     with pytest.raises(error, match=message):
         train(plugins, out=tmp_path / "run", settings=settings(), **values)  # type: ignore
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [ConfigError, DataError, DeviceError])
+def test_what_the_trainer_refuses_before_its_first_step_leaves_nothing_behind(
+    plugins: Plugins, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type
+) -> None:
+    def refuses(job: cs.TrainJob[Any], emit: cs.Emit) -> cs.Trained:
+        for step in range(job.epochs):
+            emit(cs.Progress(step + 1, job.epochs, {}))
+        raise error("no")
+
+    strict = replace(plugins.get(cs.TrainerSpec, "otsu"), train=refuses)
+    get = plugins.get
+    monkeypatch.setattr(
+        plugins, "get", lambda kind, name: strict if kind is cs.TrainerSpec else get(kind, name)
+    )
+    with pytest.raises(error):
+        train(plugins, "otsu", data, tmp_path / "run", settings=settings(epochs=0))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(error):
+        train(plugins, "otsu", data, tmp_path / "run", settings=settings(epochs=1))
+    assert (tmp_path / "run").exists(), "a step was done"
 
 
 def test_images_with_other_channels_are_refused(

@@ -96,9 +96,10 @@ class Line:
         trainer = self.trainer() if name is not None else None
         if name is None or trainer is None:
             return {}
-        from cellseg.workflows.presets import preset_options
+        from cellseg.workflows.presets import CHOICES, preset_options
 
-        return preset_options(self.plugins, trainer, name, self.chosen("reader"))
+        chosen = {option: self.chosen(option) for option in CHOICES}
+        return preset_options(self.plugins, trainer, name, chosen)
 
     def chosen(self, name: str) -> str | None:
         """The value of a flag, or else of that key of the config file."""

@@ -10,16 +10,16 @@ import torch  # noqa: TID253
 from numpy.typing import NDArray
 
 from cellseg.classes import UNKNOWN
-from cellseg.metrics import THRESHOLDS, Tally, overlaps, tally
-from cellseg.torch.devices import resolve_device
+from cellseg.metrics import overlaps, tally
+from cellseg.torch.devices import memory_errors, resolve_device
 from cellseg_vista.instances import PixelMaps, find_instances, pixel_maps
 from cellseg_vista.network import Network
 from cellseg_vista.predict_options import USED, Method, VistaPredictOptions
-from cellseg_vista.scoring import is_dense, quality
+from cellseg_vista.scoring import NOTHING, is_dense, quality
 
 _MAIN: Mapping[Method, tuple[str, Sequence[float]]] = {
     "watershed": ("bandwidth", (0.0, 0.5, 0.75, 1.0, 1.5)),
-    "agglomerate": ("join_threshold", (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)),
+    "agglomerate": ("join_threshold", (0.2, 0.25, 0.3, 0.35, 0.45, 0.5, 0.55, 0.6, 0.65)),
     "cluster": ("bandwidth", (0.5, 0.75, 1.0, 1.5, 2.0)),
     "mutex": ("bandwidth", (0.5, 0.75, 1.0, 1.5, 2.0)),
 }
@@ -32,6 +32,7 @@ _WORTH = 0.01
 """What another value must gain: validation images are few, and smaller gains mostly their luck."""
 MOST_VOXELS = 1 << 21
 """How much of the validation patches is looked at: this bounds time and memory."""
+_GOLDEN = 0.6180339887
 
 Pair = tuple[PixelMaps, NDArray[np.integer]]
 """The network's maps of a patch, and the true labels ``(*s)`` with ``UNKNOWN``."""
@@ -59,8 +60,8 @@ def calibrate(
 ) -> dict[str, object]:
     """The options that predict the validation patches best, as the bundle stores them.
 
-    Only patches of about ``MOST_VOXELS`` in all are looked at, evenly chosen. Options that the
-    chosen method does not use are left out.
+    Only patches of ``MOST_VOXELS`` in all are looked at, or a single larger one, evenly chosen.
+    Options that the chosen method does not use are left out.
 
     Args:
         network: trained.
@@ -69,6 +70,9 @@ def calibrate(
         options_class: of the backend's prediction.
         spacing: voxel size along each axis of the network.
         classes: how many the data has, background included.
+
+    Raises:
+        DeviceError: the memory does not suffice.
     """
     pairs = _predict(network, patches, device, classes)
     best = search(pairs, options_class, tuple(spacing))
@@ -125,18 +129,19 @@ def _better(
 
 
 def _predict(network: Network, patches: Patches, device: str, classes: int) -> list[Pair]:
-    if not len(patches):
-        return []
     network = network.eval().to(where := resolve_device(device))
-    labels = patches[0]["labels"]
-    voxels = labels[0].numel()
-    count = min(max(MOST_VOXELS // voxels, 1), len(patches))
-    pairs = []
-    with torch.inference_mode():
-        for number in range(count):
-            item = patches[number * len(patches) // count]
-            (maps,) = pixel_maps(network(item["image"].to(where)), classes)
+    pairs: list[Pair] = []
+    left = MOST_VOXELS
+    hint = "The training is done: cellseg resume RUN --device cpu goes on from here."
+    with torch.inference_mode(), memory_errors(hint):
+        # In this order the first few are spread over all, however many they turn out to be.
+        for number in sorted(range(len(patches)), key=lambda i: i * _GOLDEN % 1):
+            item = patches[number]
             truth = item["labels"][0].numpy().astype(np.uint32)
+            left -= truth.size
+            if pairs and left < 0:
+                break
+            (maps,) = pixel_maps(network(item["image"].to(where)), classes)
             truth[item["classes"][0].numpy() < 0] = UNKNOWN
             pairs.append((maps, truth))
     network.to("cpu")
@@ -153,11 +158,7 @@ def _scorer(pairs: Sequence[Pair], spacing: tuple[float, ...]) -> Any:
     def score(options: VistaPredictOptions) -> float:
         key = options.model_dump_json()
         if key not in seen:
-            total = Tally(
-                thresholds=THRESHOLDS,
-                matched=(0,) * len(THRESHOLDS),
-                matched_iou=(0.0,) * len(THRESHOLDS),
-            )
+            total = NOTHING
             for maps, truth in pairs:
                 found = find_instances(maps, options, spacing).labels
                 total += tally(overlaps(found, truth).without_label(UNKNOWN))

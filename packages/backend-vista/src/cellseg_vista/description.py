@@ -1,4 +1,4 @@
-"""What a model directory says beside the network: the names of the classes.
+"""What a model directory says beside the network: the classes, and the voxels.
 
 Light: numpy and torch are not imported.
 """
@@ -21,6 +21,9 @@ class Description:
 
     classes: tuple[str, ...] = ("background", "cell")
     """By number, background first."""
+    spacing: tuple[float, ...] = ()
+    """Voxel size of the training images along each axis of the network: kernels, strides and
+    thresholds were chosen for it. Empty where an earlier version wrote the file."""
 
     def save(self, directory: Path) -> None:
         """Write ``vista.json`` into the model's directory."""
@@ -35,7 +38,8 @@ class Description:
         """
         file = directory / FILE
         try:
-            classes = json.loads(file.read_text(encoding="utf-8"))["classes"]
+            values = json.loads(file.read_text(encoding="utf-8"))
+            classes, spacing = values["classes"], tuple(map(float, values.get("spacing", ())))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(
                 f"{file} cannot be read: {error}", hint="Give the directory of a vista model."
@@ -46,4 +50,4 @@ class Description:
             or not all(isinstance(name, str) for name in classes)
         ):
             raise WeightsError(f"{file} does not name the classes, background first: {classes!r}")
-        return cls(tuple(classes))
+        return cls(tuple(classes), spacing)

@@ -19,7 +19,7 @@ from cellseg_vista.losses import Margins, discriminative_loss, semantic_loss
 from cellseg_vista.network import Maps, Network
 from cellseg_vista.options import VistaOptions
 from cellseg_vista.predict_options import VistaPredictOptions
-from cellseg_vista.scoring import is_dense, quality
+from cellseg_vista.scoring import NOTHING, is_dense, quality
 
 _SHOWN = 4
 
@@ -67,7 +67,8 @@ class VistaLearner(nn.Module):
         return self._losses(self.network(batch["image"]), batch)
 
     def validation_step(self, batch: Any) -> Mapping[str, tuple[float, float]]:
-        """The losses, the share of voxels of the right class, and how well the objects that are
+        """The losses, the share of voxels of the right class (of those that the semantic loss does
+        not leave out), and how well the objects that are
         predicted, foreground included, match the true ones where those are known: ``f1@0.5``,
         ``mean_f1`` and ``msa`` over ``THRESHOLDS``, the adapted Rand error ``are``, and ``score``,
         their ``quality``; of ``msa`` and ``score`` the mean over the batches that have objects."""
@@ -78,9 +79,10 @@ class VistaLearner(nn.Module):
             name: (float(terms[name]) * count, count) for name in ("loss", "loss_sem", "loss_ins")
         }
         known = batch["classes"] >= 0
-        right = (maps.semantic.argmax(1) == batch["classes"]) & known
-        results["accuracy"] = (float(right.sum()), float(known.sum()))
-        total = Tally(thresholds=THRESHOLDS, matched=(0,) * 10, matched_iou=(0.0,) * 10)
+        learned = known & (batch["classes"] != self.options.ignore_index)
+        right = maps.semantic[:, : self._kinds].argmax(1) == batch["classes"]
+        results["accuracy"] = (float((right & learned).sum()), float(learned.sum()))
+        total = NOTHING
         for image, labels, there, found in zip(
             batch["image"], batch["labels"], known, pixel_maps(maps, self._kinds), strict=True
         ):
@@ -120,10 +122,10 @@ class VistaLearner(nn.Module):
             ignore_index=options.ignore_index,
         )
         emphasis = 1 + (options.weight_contact - 1) * batch["contact"].float()
-        emphasis = emphasis * (batch["classes"] >= 0)
+        known = batch["classes"] >= 0
         distance = F.binary_cross_entropy_with_logits(
-            maps.distance[:, 0].float(), batch["distance"], emphasis
-        )
+            maps.distance[:, 0].float(), batch["distance"], emphasis * known, reduction="sum"
+        ) / known.sum().clamp(min=1)
         terms = discriminative_loss(maps.embedding, batch["labels"], batch["weight"], self._margins)
         loss_sem = options.ce_weight * semantic.ce + options.dice_weight * semantic.dice
         loss_ins = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -82,9 +83,9 @@ class Architecture:
     ) -> Architecture:
         """The network whose kernels and strides suit the voxels, as far as its encoder can.
 
-        ``unet`` follows ``plan_levels``. ``segresnet_ds`` follows the same rule, but not the
-        patch, and two axes that are both coarse are pooled as MONAI does it. ``segresnet`` cannot
-        treat axes differently; see ``notes``.
+        ``unet`` follows ``plan_levels``. ``segresnet_ds`` follows the same rule, but pools however
+        small the patch, and two axes that are both coarse are pooled as MONAI does it.
+        ``segresnet`` cannot treat axes differently; see ``notes``.
 
         Args:
             spacing: size of a voxel, ``(z, y, x)`` or the last ``dims`` of them, in any unit.
@@ -99,7 +100,7 @@ class Architecture:
             even = encoder == "segresnet" or dims == 2
             kernels = _isotropic_first((1.0,) * dims if even else spacing[-dims:], levels)
             strides = tuple(tuple(1 if k == 1 else 2 for k in kernel) for kernel in kernels[:-1])
-        return cls(
+        planned = cls(
             channels=channels,
             feature_size=feature_size,
             emb_dim=emb_dim,
@@ -110,6 +111,16 @@ class Architecture:
             kernels=kernels,
             deep_supervision=deep_supervision,
         )
+        if encoder != "unet" and any(map(operator.lt, patch[-dims:], planned.smallest)):
+            least, given = (
+                " x ".join(map(str, sizes)) for sizes in (planned.smallest, patch[-dims:])
+            )
+            raise ConfigError(
+                f"--levels {levels} is too many: {encoder} then needs patches of at least {least},"
+                f" not {given}",
+                hint="Fewer --levels, or larger patches.",
+            )
+        return planned
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Architecture:

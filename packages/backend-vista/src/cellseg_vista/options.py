@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from cellseg.options import flag
 from cellseg.sampling_options import AugmentOptions, PatchOptions
 from cellseg.torch.options import TorchOptions
+
+_SCALED_BY: Mapping[str, tuple[str, ...]] = {
+    "class_weights": ("ce_weight",),
+    "ignore_index": ("ce_weight", "dice_weight"),
+    "distance_reach": ("weight_distance",),
+    "weight_contact": ("weight_distance",),
+    "delta_v": ("weight_pull",),
+    "delta_d": ("weight_push",),
+    "push_reach": ("weight_push",),
+    "weight_edge": ("weight_pull", "weight_push", "weight_norm"),
+    "weight_bone": ("weight_pull", "weight_push", "weight_norm"),
+}
+"""Options of a term of the loss, and its weights: where these are 0, the option does nothing."""
 
 
 class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
@@ -71,7 +86,7 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
     not given, all count alike."""
     ignore_index: int = Field(-100, ge=-100, le=15)
     """A class whose voxels the semantic loss leaves out. Voxels without a known label are left out
-    in any case; -100 leaves out only them."""
+    in any case; -100 leaves out only them. What it names is not scored in val/accuracy either."""
     weight_distance: float = Field(1.0, ge=0)
     """Weight of the loss of the distance map, which says how deep in its object a pixel lies."""
     distance_reach: float = Field(0.0, ge=0)
@@ -103,6 +118,26 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
     save_top_k: int = Field(3, ge=0)
     """Keep the weights of this many best validations. The best are the result; with 0 the last."""
 
+    @field_validator("encoder_weights")
+    @classmethod
+    def _from_any_directory(cls, path: Path | None) -> Path | None:
+        return path and path.absolute()
+
+    @model_validator(mode="after")
+    def _options_act(self) -> VistaOptions:
+        if not self.ce_weight and not self.dice_weight:
+            raise ValueError(
+                "--ce-weight and --dice-weight are both 0: nothing would teach the classes, and so"
+                " what is background"
+            )
+        for name, weights in _SCALED_BY.items():
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and not any(getattr(self, weight) for weight in weights):
+                raise ValueError(
+                    f"{flag(name)} does nothing with {' 0, '.join(map(flag, weights))} 0"
+                )
+        return self
+
     @model_validator(mode="after")
     def _fits_together(self) -> VistaOptions:
         if self.class_weights and len(self.class_weights) != self.num_classes:
@@ -112,7 +147,7 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
             )
         if any(weight < 0 for weight in self.class_weights):
             raise ValueError("--class-weights must not be negative")
-        if self.ignore_index >= self.num_classes:
+        if not (self.ignore_index == -100 or 0 <= self.ignore_index < self.num_classes):
             raise ValueError(
                 f"--ignore-index {self.ignore_index} is none of the {self.num_classes} classes"
             )
@@ -144,6 +179,8 @@ class Vista2dOptions(VistaOptions):
             raise ValueError("--patch-depth: vista2d segments single planes, so it must be 1")
         if self.augment_slices != "same":
             raise ValueError("--augment-slices: vista2d sees single planes, there are no others")
+        if self.swap_depth_probability:
+            raise ValueError("--swap-depth-probability: vista2d sees single planes, without depth")
         if self.encoder_weights is not None:
             raise ValueError("--encoder-weights: VISTA3D is for volumes; use vista3d")
         return self
@@ -152,7 +189,7 @@ class Vista2dOptions(VistaOptions):
 class Vista3dOptions(VistaOptions):
     """What ``cellseg train --backend vista3d`` takes."""
 
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Peak learning rate, reached after the warm-up."""
     patch_size: int = Field(128, ge=16, le=16384)
     """Height and width of a training patch in voxels; smaller volumes are padded."""
@@ -162,3 +199,25 @@ class Vista3dOptions(VistaOptions):
     """Patches in a batch, on each device."""
     patches_per_image: int = Field(32, ge=1)
     """Patches of an epoch, for each training volume."""
+    weight_distance: float = Field(3.0, ge=0)
+    """Weight of the loss of the distance map, which says how deep in its object a pixel lies."""
+    weight_contact: float = Field(1.0, ge=1)
+    """How much more than others the pixels between touching objects weigh in the distance's
+    loss."""
+    weight_pull: float = Field(0.03, ge=0)
+    """Weight of the term that draws the pixels of an object together in the embedding."""
+    weight_push: float = Field(0.03, ge=0)
+    """Weight of the term that drives objects apart in the embedding."""
+    weight_edge: float = Field(1.0, ge=1)
+    """How much more than others the pixels at the edge of an object weigh in the embedding's
+    loss."""
+    weight_bone: float = Field(1.0, ge=1)
+    """How much more than at the edge the pixels along the middle of an object weigh there."""
+
+    @model_validator(mode="after")
+    def _cubes(self) -> Vista3dOptions:
+        if self.swap_depth_probability and self.patch_depth != self.patch_size:
+            raise ValueError(
+                f"--swap-depth-probability needs --patch-depth {self.patch_size}, as deep as wide"
+            )
+        return self

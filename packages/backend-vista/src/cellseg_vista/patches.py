@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch  # noqa: TID253
@@ -16,6 +17,16 @@ from cellseg_vista import targets
 from cellseg_vista.options import VistaOptions
 
 Item = dict[str, torch.Tensor]
+
+
+class Grid(Protocol):
+    """Patches by number, each read when asked for."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, index: int, /) -> Patch:
+        """One of them."""
 
 
 class Targets:
@@ -81,7 +92,7 @@ class TrainingPatches:
 class ValidationPatches:
     """Batches of one patch each, evenly spread over the images."""
 
-    def __init__(self, grid: Sequence[Patch], make: Targets, most: int) -> None:
+    def __init__(self, grid: Grid, make: Targets, most: int) -> None:
         count = min(len(grid), most)
         self._grid, self._make = grid, make
         self._chosen = [i * len(grid) // count for i in range(count)]
@@ -90,6 +101,6 @@ class ValidationPatches:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> Item:
-        patch: Patch = self._grid[self._chosen[index]]
+        patch = self._grid[self._chosen[index]]
         item = self._make(patch.image, patch.labels, patch.name)
         return {name: tensor[None] for name, tensor in item.items()}

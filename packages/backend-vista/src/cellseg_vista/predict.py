@@ -21,7 +21,8 @@ from cellseg_vista.windows import segment_windows
 def load(job: PredictJob[VistaPredictOptions], dims: int) -> Predictor:
     """A predictor of single planes or of volumes.
 
-    A volume may be one plane deep. A tile without any contrast is background.
+    A volume may be one plane deep. A tile without any contrast is background. Voxels count as those
+    of the training images: the thresholds were found on them, and many files give no size.
 
     Args:
         job: with a model, the directory that training left.
@@ -39,10 +40,12 @@ def load(job: PredictJob[VistaPredictOptions], dims: int) -> Predictor:
             hint=f"cellseg train --backend {name} IMAGES --output run",
         )
     device = resolve_device(job.device)
-    classes = Description.load(job.model).classes
+    described = Description.load(job.model)
+    classes = described.classes
     network = Network.load(job.model).to(device)
     architecture = network.architecture
-    if architecture.dims != dims or len(classes) > architecture.num_classes:
+    spaced = len(described.spacing) in (0, dims)
+    if architecture.dims != dims or len(classes) > architecture.num_classes or not spaced:
         raise WeightsError(
             f"{job.model} holds a network of {architecture.dims} dimensions and"
             f" {architecture.num_classes} classes, which is no {name} of {len(classes)} classes.",
@@ -57,7 +60,9 @@ def load(job: PredictJob[VistaPredictOptions], dims: int) -> Predictor:
         """Maps of images ``(n, c, z, y, x)``."""
         if dims == 2:
             images = images[:, :, 0]
-        with torch.inference_mode(), memory_errors("Use smaller tiles: --tile-size, --tile-depth."):
+        mixed = torch.autocast(device.type, torch.bfloat16, options.precision == "bf16-mixed")
+        hint = "Use smaller tiles: --tile-size, --tile-depth."
+        with torch.inference_mode(), memory_errors(hint), mixed:
             maps = network(torch.from_numpy(np.ascontiguousarray(images)).to(device))
             return pixel_maps(maps, len(classes))
 
@@ -70,7 +75,7 @@ def load(job: PredictJob[VistaPredictOptions], dims: int) -> Predictor:
             maps = iter(look(np.stack(shown)))
         results = []
         for tile, sees in zip(tiles, seeing, strict=True):
-            shape, spacing = tile.image.shape[1:], tile.spacing[3 - dims :]
+            shape, spacing = tile.image.shape[1:], described.spacing or tile.spacing[3 - dims :]
             if not sees:
                 found = _nothing(shape, len(classes))
             elif options.patch_size is not None:

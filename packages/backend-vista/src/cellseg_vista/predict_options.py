@@ -35,6 +35,7 @@ class VistaPredictOptions(Options):
             "class_id",
         ),
         "Windows": ("patch_size", "aggregation"),
+        "Hardware": ("precision",),
     }
 
     method: Method = "watershed"
@@ -54,7 +55,7 @@ class VistaPredictOptions(Options):
     flood: Literal["distance", "embedding"] = "distance"
     """What the method watershed floods: distance, the map of depths; embedding, the same after it
     is lowered where the embedding changes from voxel to voxel."""
-    join_threshold: float = Field(0.65, gt=0, lt=1)
+    join_threshold: float = Field(0.4, gt=0, lt=1)
     """The method agglomerate joins pieces whose border is weaker than this, from 0 where the map of
     depths is as high between them as inside, to 1 where it falls to the edge of an object."""
     min_size: int = Field(15, ge=0)
@@ -68,6 +69,10 @@ class VistaPredictOptions(Options):
     aggregation: Literal["gaussian", "average", "max"] = "gaussian"
     """How the probabilities of overlapping windows become one: gaussian, a mean in which the middle
     of a window counts most; average; max. Only with --patch-size."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Arithmetic of the network: bf16-mixed is several times faster on GPUs, and on CPUs with
+    matrix instructions for it (Intel AMX), and takes less memory; results differ in the last
+    digits."""
 
     @classmethod
     def over(cls, stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from cellseg.metrics import Tally
+from cellseg.metrics import THRESHOLDS, Tally
 
+NOTHING = Tally(
+    thresholds=THRESHOLDS,
+    matched=(0,) * len(THRESHOLDS),
+    matched_iou=(0.0,) * len(THRESHOLDS),
+)
+"""To add tallies to."""
 _DENSE = 0.8
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch.utils.data import ConcatDataset  # noqa: TID253
 
 from cellseg import BaseWeights, ConfigError, Emit, Sample, Tiling, Trained, TrainJob
 from cellseg.events import Note
 from cellseg.files import remove_leftovers
-from cellseg.patches import Patch, PatchGrid, PatchSampler
+from cellseg.patches import PatchGrid, PatchSampler
 from cellseg.torch.devices import threads
 from cellseg.torch.loaders import Loaders
 from cellseg.torch.training import fit
@@ -19,7 +20,7 @@ from cellseg_vista.description import Description
 from cellseg_vista.learner import VistaLearner
 from cellseg_vista.network import Architecture, Network, notes
 from cellseg_vista.options import VistaOptions
-from cellseg_vista.patches import Targets, TrainingPatches, ValidationPatches
+from cellseg_vista.patches import Grid, Targets, TrainingPatches, ValidationPatches
 from cellseg_vista.predict_options import (
     Vista2dPredictOptions,
     Vista3dPredictOptions,
@@ -29,6 +30,8 @@ from cellseg_vista.predict_options import (
 _ONE_CLASS = ("background", "cell")
 _PLANE = 512
 """Of the pieces of planes that thresholds are found on, in pixels."""
+_CUBE = 1.25
+"""Voxels whose longest side is at most this many times the shortest count as cubes."""
 _CORE, _HALO = 128, 16
 """Of a tile along the finest axis, in voxels."""
 _PREDICTING: dict[int, type[VistaPredictOptions]] = {
@@ -46,7 +49,8 @@ def train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
         dims: 2 segments planes, 3 volumes.
 
     Raises:
-        ConfigError: the data has more classes than the network.
+        ConfigError: the data has more classes than the network, or not the one to ignore, or none
+            with a weight.
         WeightsError: ``--encoder-weights`` does not fit.
         CellsegError: as ``cellseg.torch.training.fit`` says.
     """
@@ -58,13 +62,14 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
     options = job.options
     remove_leftovers(job.model)
     classes = job.train[0].classes or _ONE_CLASS
-    if len(classes) > options.num_classes:
-        raise ConfigError(
-            f"--num-classes {options.num_classes} is too few: the data has {len(classes)},"
-            f" {', '.join(classes)}."
-        )
+    _check(options, classes)
     spacing = _spacing([sample.spacing for sample in job.train], dims)
     shape = (options.patch_depth, options.patch_size, options.patch_size)
+    if options.swap_depth_probability and max(spacing) > _CUBE * min(spacing):
+        raise ConfigError(
+            f"--swap-depth-probability: the voxels are no cubes, but {_listed(spacing)} µm.",
+            hint="Leave it out: what is deep does not look like what is wide.",
+        )
     network = _network(job, spacing, dims, len(classes))
     trainable = tuple(name for name, _ in network.named_parameters())
     for note in notes(network.architecture, spacing):
@@ -77,12 +82,12 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
         if sampler.skipped:
             listed = ", ".join(sampler.skipped[:5]) + (", ..." if len(sampler.skipped) > 5 else "")
             emit(Note(f"Not trained on, for want of objects (--min-instances): {listed}"))
-        make = Targets(options, dims, [*job.train, *job.val])
+        judged = Targets(options, dims, job.val)
         val = None
         if job.val:
-            val = ValidationPatches(PatchGrid(job.val, shape), make, options.val_patches)
+            val = ValidationPatches(PatchGrid(job.val, shape), judged, options.val_patches)
         loaders = Loaders(
-            train=TrainingPatches(sampler, make, options, job.seed),
+            train=TrainingPatches(sampler, Targets(options, dims, job.train), options, job.seed),
             epoch_samples=options.patches_per_image * len(job.train),
             val=val,
             val_batches=len(val) if val else 0,
@@ -91,10 +96,10 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
         learner = VistaLearner(network, options, spacing, len(classes), predicting())
         fit(learner, loaders, job, emit)
         if val:
-            tiles = ValidationPatches(_tiles(job.val, tiling), make, most=options.val_patches)
+            tiles = ValidationPatches(_tiles(job.val, tiling), judged, options.val_patches)
             calibrated = calibrate(network, tiles, job.device, predicting, spacing, len(classes))
     network.save(job.model)
-    Description(classes).save(job.model)
+    Description(classes, spacing).save(job.model)
     return Trained(
         trainable=trainable,
         calibrated=calibrated,
@@ -102,6 +107,20 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
         tiling=tiling if dims == 3 else None,
         base_weights=base,
     )
+
+
+def _check(options: VistaOptions, classes: Sequence[str]) -> None:
+    named = ", ".join(f"{number} {name}" for number, name in enumerate(classes))
+    if len(classes) > options.num_classes:
+        raise ConfigError(
+            f"--num-classes {options.num_classes} is too few: the data has {len(classes)}, {named}."
+        )
+    if options.ignore_index >= len(classes):
+        raise ConfigError(
+            f"--ignore-index {options.ignore_index}: the data has no such class, only {named}."
+        )
+    if options.class_weights and not any(options.class_weights[: len(classes)]):
+        raise ConfigError(f"--class-weights are 0 for all classes that the data has: {named}.")
 
 
 def _network(
@@ -147,17 +166,21 @@ def _spacing(all_sizes: Sequence[Sequence[float]], dims: int) -> tuple[float, ..
     return tuple(np.median(np.array(all_sizes), axis=0)[3 - dims :].tolist())
 
 
-def _tiles(samples: Sequence[Sample], tiling: Tiling) -> Sequence[Patch]:
+def _listed(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{size:g}" for size in spacing)
+
+
+def _tiles(samples: Sequence[Sample], tiling: Tiling) -> Grid:
     """Pieces of the images as large as prediction will see them: thresholds depend on it."""
-    pieces: list[Patch] = []
+    grids = []
     for sample in samples:
         shape = tuple(min(n, m) for n, m in zip(sample.image.shape[1:], tiling.core, strict=True))
-        pieces.extend(PatchGrid([sample], (shape[0], shape[1], shape[2])))
-    return pieces
+        grids.append(PatchGrid([sample], (shape[0], shape[1], shape[2])))
+    return ConcatDataset(grids)
 
 
 def _tiling(network: Network, spacing: Sequence[float]) -> Tiling:
-    """Tiles of a few million voxels, as cubic as the voxels allow.
+    """Tiles of up to two million voxels, about as large along all axes in micrometres.
 
     Cores and halos are multiples of the network's stride, so that its coarse levels see all tiles
     alike. The halo is what matters of the surroundings, not all that a voxel depends on: that

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.data import Labels
+from cellseg.errors import ConfigError
 from cellseg.patches import background
 from cellseg.sampling_options import AugmentOptions
 
@@ -86,6 +87,15 @@ class Augmentation:
             if labels.shape[1] != labels.shape[2]:
                 quarters = 2
             image, labels = np.rot90(image, quarters, (2, 3)), np.rot90(labels, quarters, (1, 2))
+        swapping = self.options.swap_depth_probability
+        if swapping and rng.random() < swapping:
+            axis = int(rng.integers(1, 3))
+            if labels.shape[0] != labels.shape[axis]:
+                raise ConfigError(
+                    "--swap-depth-probability needs patches as deep as high and wide, not"
+                    f" {' x '.join(map(str, labels.shape))}."
+                )
+            image, labels = np.swapaxes(image, 1, 1 + axis), np.swapaxes(labels, 0, axis)
         return image, labels
 
     def _positions(self, shape: tuple[int, ...], rng: np.random.Generator) -> _Map | None:

@@ -101,7 +101,7 @@ _SETS = (
         citation="Kasthuri et al. 2015, Saturated reconstruction of a volume of neocortex, "
         "doi:10.1016/j.cell.2015.06.054; data doi:10.5281/zenodo.7142003",
         home="https://zenodo.org/records/7142003",
-        train="--preset snemi3d --split blocks",
+        train="--preset snemi3d",
     ),
     DataSet(
         name="cremi",

@@ -102,17 +102,32 @@ class ObjectIndex:
         return int(np.count_nonzero(part == self.ids[number]))
 
 
+def as_ids(block: NDArray[Any], name: str = "") -> NDArray[np.uint32]:
+    """A block of labels, any integers, as ids; the block itself where it has that type.
+
+    Args:
+        block: any shape.
+        name: what errors call the image.
+
+    Raises:
+        DataError: ids are negative or do not fit in 32 bits.
+    """
+    if block.size and (block.dtype.kind == "i" or block.dtype.itemsize > 4):
+        lowest, highest = (int(value) for value in fastremap.minmax(block))
+        if lowest < 0 or highest > _LARGEST:
+            raise DataError(
+                f"{name or 'The label image'}: has the label {lowest if lowest < 0 else highest}; "
+                f"labels go from 0 to {_LARGEST}.",
+                hint="Renumber the objects: 0 for background, 1, 2, 3, ... for objects.",
+            )
+    return block.astype(np.uint32, copy=False)
+
+
 def _in_block(
     block: NDArray[Any], where: tuple[slice, ...], name: str
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    lowest, highest = (int(value) for value in fastremap.minmax(block))
-    if lowest < 0 or highest > _LARGEST:
-        raise DataError(
-            f"{name or 'The label image'}: has the label {lowest if lowest < 0 else highest}; "
-            f"labels go from 0 to {_LARGEST}.",
-            hint="Renumber the objects: 0 for background, 1, 2, 3, ... for objects.",
-        )
-    block = block.astype(np.uint32, copy=False)
+    block = as_ids(block, name)
+    highest = int(fastremap.minmax(block)[1])
     names: NDArray[np.uint32] | None = None
     if highest > max(block.size // 8, 1 << 16):
         block, mapping = fastremap.renumber(block, in_place=False)

@@ -20,7 +20,7 @@ from cellseg.data import ZYX, Dataset, Labels, Sample
 from cellseg.errors import DataError
 from cellseg.keeping import kept, measured, size
 from cellseg.normalise import NormalisedImage
-from cellseg.objects import ObjectIndex
+from cellseg.objects import ObjectIndex, as_ids
 from cellseg.sampling_options import PatchOptions
 from cellseg.splits import weighted
 
@@ -198,7 +198,7 @@ def cut(sample: Sample, corner: ZYX, shape: ZYX, labels: Labels | None = None) -
         labels: what of the sample's labels lies under the patch, where that is read already.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or ids are negative or do not fit in 32 bits.
     """
     window = _window(sample, corner, shape)
     image = sample.image[(slice(0, sample.image.shape[0]), *window)]
@@ -206,7 +206,7 @@ def cut(sample: Sample, corner: ZYX, shape: ZYX, labels: Labels | None = None) -
     if labels is None:
         assert sample.labels is not None
         labels = sample.labels[window]
-    ids: NDArray[np.uint32] = labels.copy().astype(np.uint32, copy=False)
+    ids = as_ids(labels.copy(), sample.name)
     if not sample.classes:
         ids = without_classes(ids)
     if ids.shape != shape:

@@ -124,6 +124,7 @@ class AugmentOptions(Options):
         "Augmentation": (
             "flip_probability",
             "rotate90_probability",
+            "swap_depth_probability",
             "affine_probability",
             "affine_rotation",
             "affine_scale",
@@ -149,6 +150,9 @@ class AugmentOptions(Options):
     """Mirror a patch, drawn for each axis; the depth counts, if there is one."""
     rotate90_probability: float = Field(0.5, ge=0, le=1)
     """Turn a patch by 90, 180 or 270 degrees in the plane (180 where it is not square)."""
+    swap_depth_probability: float = Field(0.0, ge=0, le=1)
+    """Exchange the depth of a patch with its height or width. Only for volumes whose voxels are
+    cubes and that look alike from all sides, with patches as deep as wide; then 0.5 suits."""
     affine_probability: float = Field(0.3, ge=0, le=1)
     """Rotate, scale and shear a patch in the plane; what comes from outside it is background."""
     affine_rotation: float = Field(15.0, ge=0, le=180)

@@ -137,14 +137,16 @@ def make_splits(samples: Dataset, options: SplitOptions, seed: int) -> Splits:
     The groups are ranked by a hash of the seed and their name, so that the result depends on
     neither the order of the files nor the Python version, and the same names and seed always give
     the same splits. With ``options.splits``, that file says it all. With ``train-val`` and
-    ``blocks``, samples that come with a ``split`` of their own keep it. With ``blocks``, each
-    other sample gives a part to either side, and the seed does not matter.
+    ``blocks``, samples that come with a ``split`` of their own keep it; only where all are for
+    training, ``train-val`` divides them. With ``blocks``, each other sample gives a part to either
+    side, and the seed does not matter.
 
     Raises:
         ConfigError: more folds than groups.
-        DataError: there are no samples, or only one group to divide; names that the splits file
-            has and the samples do not, or the reverse; a group on both sides, other than by parts
-            of one image that have no voxel in common; an image too short for blocks.
+        DataError: there are no samples, or only one group to divide; nothing is left to train on,
+            or with blocks to validate on; only some samples have a ``split``; names that the splits
+            file has and the samples do not, or the reverse; a group on both sides, other than by
+            parts of one image that have no voxel in common; an image too short for blocks.
     """
     if options.splits is not None:
         splits = Splits.load(options.splits)
@@ -164,8 +166,15 @@ def make_splits(samples: Dataset, options: SplitOptions, seed: int) -> Splits:
             val=(*_named(whole, "val"), *(held.name for _, held in pairs)),
         )
         _places(samples, splits, "The data")
+        if not splits.val:
+            raise DataError(
+                "All images come as training images: none is left for validation.",
+                hint="Give other images with --val FOLDER, say which parts validate with --splits "
+                "FILE, or train without validation: --split full",
+            )
         return splits
-    if options.split == "train-val" and any(sample.split == "val" for sample in samples):
+    declared = {sample.split for sample in samples}
+    if options.split == "train-val" and ("val" in declared or len(declared) > 1):
         return _declared(samples)
     ranked = sorted(groups, key=lambda group: _rank(group, seed))
     if len(ranked) == 1:

@@ -49,7 +49,7 @@ def data(arguments: Arguments) -> typer.Typer:
             ),
         ] = "",
         force: Annotated[
-            bool, typer.Option("--force", help="Get and replace files that are there.")
+            bool, typer.Option("--force", help="Get and replace files that are not as expected.")
         ] = False,
         insecure: Annotated[
             bool,

@@ -5,7 +5,7 @@ Everything is linear in the voxels; label images are int32 of any number of axes
 
 from __future__ import annotations
 
-from itertools import pairwise
+import itertools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,10 +141,8 @@ def _grown(
 
 def blocks(shape: tuple[int, ...], edge: tuple[int, ...]) -> list[tuple[slice, ...]]:
     """Boxes of at most ``edge`` that cover an array, in C order."""
-    import itertools
-
     cuts = [
-        [slice(a, b) for a, b in pairwise([*range(0, n, e), n])]
+        [slice(a, b) for a, b in itertools.pairwise([*range(0, n, e), n])]
         for n, e in zip(shape, edge, strict=True)
     ]
     return list(itertools.product(*cuts))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
+from cellseg_vista.losses.blocks import sum_type
+
 _UNKNOWN = -100
 _EPSILON = 1e-6
 
@@ -29,7 +31,8 @@ def semantic_loss(
     """Cross-entropy, and soft Dice (arXiv:1606.04797) as the mean over the classes that occur.
 
     Voxels that are left out count in neither; when none is left, both terms are 0. Dice sums over
-    the whole batch. No one-hot copy of the classes is made.
+    the whole batch, in float64 (float32 on Apple GPUs, which have no other): millions of float32
+    numbers, added up one by one, lose the last of them. No one-hot copy of the classes is made.
 
     Args:
         logits: ``(n, k, *s)``, any number of spatial axes, any float type.
@@ -57,14 +60,15 @@ def semantic_loss(
         ce = -_over(torch.where(known, at_truth * weight, 0).sum(), weight.sum())
 
         def by_class(values: Tensor) -> Tensor:
-            return values.new_zeros(count).index_add(0, truth.flatten(), values.flatten())
+            values = values.flatten().to(sum_type(values))
+            return values.new_zeros(count).index_add(0, truth.flatten(), values)
 
         sizes = by_class(here)
         both = by_class(at_truth.exp() * here)
-        given = torch.bmm(log.exp(), here[:, :, None]).sum((0, 2))
+        given = torch.bmm(log.exp(), here[:, :, None]).sum((0, 2)).to(both)
         dice = (2 * both + _EPSILON) / (given + sizes + _EPSILON)
-        occurs = (sizes > 0).to(log.dtype)
-        return SemanticTerms(ce, _over(((1 - dice) * occurs).sum(), occurs.sum()))
+        occurs = (sizes > 0).to(dice)
+        return SemanticTerms(ce, _over(((1 - dice) * occurs).sum(), occurs.sum()).to(ce))
 
 
 def _over(total: Tensor, count: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class Fetched:
 def fetch(remote: Remote, folder: Path, settings: Settings, emit: Emit) -> Fetched:
     """Get one file; one that is there and as expected is left alone.
 
+    With ``force``, one without a checksum is never as expected.
+
     ``Progress`` counts megabytes (10^6 bytes), from 1.
 
     Raises:
@@ -47,7 +49,8 @@ def fetch(remote: Remote, folder: Path, settings: Settings, emit: Emit) -> Fetch
     target = folder / remote.name
     if target.exists():
         sums = _sums(target)
-        if _matches(remote, target, sums):
+        unproven = settings.force and not remote.checksum  # it may be anything
+        if _matches(remote, target, sums) and not unproven:
             return Fetched(target, sums["sha256"], bool(remote.checksum), fresh=False)
         if not settings.force:
             raise settings.error(
@@ -66,8 +69,8 @@ def fetch(remote: Remote, folder: Path, settings: Settings, emit: Emit) -> Fetch
             difference = _difference(remote, part)
             forget(part)
             raise settings.error(
-                f"{shown(source_of(remote, settings))}: is not the file expected: {difference}. It "
-                "was removed.",
+                f"{shown(source_of(remote, settings))}: is not the file expected: {difference}. "
+                "What came was removed.",
                 hint="Try again later; if it stays so, the file there was changed or is damaged.",
             )
         part.replace(target)

@@ -36,7 +36,7 @@ class Settings:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Such as ``Authorization``. Never printed, and sent to the host of ``Remote.url`` alone."""
     force: bool = False
-    """Replace a file that is there and is not as expected."""
+    """Replace a file that is there and is not as expected, or whose checksum nobody knows."""
     insecure: bool = False
     """Do not ask for a valid certificate; only for files with a SHA-256."""
     retries: int = 4

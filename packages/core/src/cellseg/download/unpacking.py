@@ -64,7 +64,7 @@ def _extract(archive: Path, target: Path, flat: bool, error: type[CellsegError])
             named = {
                 member.filename: _safe_name(archive, member, flat, error) for member in members
             }
-            if len(set(named.values())) < len(named):
+            if len(set(named.values())) < len(members):
                 raise error(f"{archive}: several files in it have one name.")
             needed = sum(member.file_size for member in members)
             free = shutil.disk_usage(target.parent).free
@@ -79,8 +79,17 @@ def _extract(archive: Path, target: Path, flat: bool, error: type[CellsegError])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as packed, path.open("wb") as out:
                     shutil.copyfileobj(packed, out, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as problem:
-        raise error(f"{archive}: is no ZIP archive that can be read: {problem}.") from problem
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,  # it is encrypted
+    ) as problem:
+        raise error(
+            f"{archive}: is no ZIP archive that can be read: {str(problem).rstrip('.')}.",
+            hint="Get it again with --force.",
+        ) from problem
     return sorted(named.values())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -45,21 +44,13 @@ class StitchedLabels:
             k.indices(n) for k, n in zip(key, self.shape, strict=True)
         )
         wanted = Box((z0, y0, x0), (z1, y1, x1))
-        core, (_, ny, nx) = self._plan.core, self._plan.grid
-        ranges = [
-            range(a // c, -(-b // c))
-            for a, b, c in zip(wanted.start, wanted.stop, core, strict=True)
-        ]
-        tiles = [(z * ny + y) * nx + x for z, y, x in product(*ranges)]
-        if len(tiles) == 1 and self._plan.core_box(tiles[0]) == wanted:
-            return self._read(tiles[0])
+        parts = list(self._plan.under(wanted))
+        if len(parts) == 1 and self._plan.core_box(parts[0][0]) == wanted:
+            return self._read(parts[0][0])
         block = np.zeros(wanted.shape, np.uint32)
-        for tile in tiles:
-            box = self._plan.core_box(tile)
-            start = tuple(max(a, b) for a, b in zip(box.start, wanted.start, strict=True))
-            stop = tuple(min(a, b) for a, b in zip(box.stop, wanted.stop, strict=True))
-            part = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-            block[part.within(wanted)] = self._tile(tile)[part.within(box)]
+        for tile, part in parts:
+            inner = part.within(self._plan.core_box(tile))
+            block[part.within(wanted)] = self._tile(tile)[inner]
         return block
 
     def _tile(self, tile: int) -> NDArray[np.uint32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -108,6 +109,20 @@ class Plan:
             min(start[2] + c[2], n[2]),
         )
         return Box(start, stop)
+
+    def under(self, wanted: Box) -> Iterator[tuple[int, Box]]:
+        """The tiles whose cores meet a region, each with what of the region lies in its core."""
+        ranges = (
+            range(a // c, -(-b // c))
+            for a, b, c in zip(wanted.start, wanted.stop, self.core, strict=True)
+        )
+        _, ny, nx = self.grid
+        for z, y, x in product(*ranges):
+            tile = (z * ny + y) * nx + x
+            box = self.core_box(tile)
+            start = tuple(max(a, b) for a, b in zip(box.start, wanted.start, strict=True))
+            stop = tuple(min(a, b) for a, b in zip(box.stop, wanted.stop, strict=True))
+            yield tile, Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
     def read_box(self, tile: int) -> Box:
         """What the tile sees: its core and the halo."""

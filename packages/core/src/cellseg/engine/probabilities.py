@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -50,19 +49,9 @@ class StitchedProbabilities:
             k.indices(n) for k, n in zip(key, self.shape, strict=True)
         )
         wanted = Box((z0, y0, x0), (z1, y1, x1))
-        core, (_, ny, nx) = self._plan.core, self._plan.grid
-        ranges = [
-            range(a // c, -(-b // c))
-            for a, b, c in zip(wanted.start, wanted.stop, core, strict=True)
-        ]
         block = np.zeros((k1 - k0, *wanted.shape), np.float16)
-        for z, y, x in product(*ranges):
-            tile = (z * ny + y) * nx + x
-            box = self._plan.core_box(tile)
-            start = tuple(max(a, b) for a, b in zip(box.start, wanted.start, strict=True))
-            stop = tuple(min(a, b) for a, b in zip(box.stop, wanted.stop, strict=True))
-            part = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-            inner = part.within(box)
+        for tile, part in self._plan.under(wanted):
+            inner = part.within(self._plan.core_box(tile))
             for kind in range(k0, k1):
                 planes = self._records[tile].probabilities(kind, inner[0].start, inner[0].stop)
                 block[(kind - k0, *part.within(wanted))] = planes[:, inner[1], inner[2]]

@@ -6,9 +6,9 @@ The YAML file looks like this; all keys of a data set but ``path`` may be left o
       - path: cremi           # relative to this file
         name: cremi           # else the name of the folder or file
         reader: cremi         # else the one that recognises the path
-        weight: 2             # else 1
+        weight: 2             # else 1; not for one that only validates
         split: train          # all of it trains; or val; else as the data set says
-        class_name: neuron    # for labels without classes; else cell
+        class_name: neuron    # only for labels without classes; else cell
         options: {}           # of the reader
     classes: [background, neuron, cleft]    # else in the order in which they appear
 """
@@ -29,7 +29,7 @@ from cellseg.plugins import Plugins
 from cellseg.readers import AUTO, open_dataset
 from cellseg.readers.composed import ClassLabels, Layer, Recoded
 from cellseg.readers.options import ReaderOptions
-from cellseg.readers.recognise import COLLECTION
+from cellseg.readers.recognise import COLLECTION, is_collection
 
 _BACKGROUND = "background"
 _PLAIN = "cell"
@@ -45,7 +45,7 @@ class Entry:
     reader: str = AUTO
     weight: float = 1.0
     split: str | None = None
-    class_name: str = _PLAIN
+    class_name: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -73,6 +73,7 @@ def open_collection(path: Path, options: ReaderOptions, labelled: bool) -> list[
             samples = open_dataset(plugins, entry.path, entry.reader, given, labelled)
         except (ConfigError, DataError) as error:
             raise _named(error, entry) from error
+        _refuse_ignored(entry, samples)
         opened.append((entry, samples))
     if not labelled:
         return [_placed(entry, sample) for entry, samples in opened for sample in samples]
@@ -83,7 +84,7 @@ def open_collection(path: Path, options: ReaderOptions, labelled: bool) -> list[
         total = sum(sample.weight for sample in training or samples)
         for sample in samples:
             split = _split(entry, sample)
-            weight = entry.weight * sample.weight / total
+            weight = entry.weight * sample.weight / total if total else 0.0
             coded = _coded(entry, sample, table)
             made.append(replace(_placed(entry, coded), split=split, weight=weight, classes=table))
     return made
@@ -91,6 +92,15 @@ def open_collection(path: Path, options: ReaderOptions, labelled: bool) -> list[
 
 def _named(error: CellsegError, entry: Entry) -> CellsegError:
     return type(error)(f"data set {entry.name!r}: {error}", hint=error.hint)
+
+
+def _refuse_ignored(entry: Entry, samples: Sequence[Sample]) -> None:
+    if entry.class_name is not None and all(sample.classes for sample in samples):
+        raise ConfigError(
+            f"data set {entry.name!r}: class_name does nothing: it has the classes "
+            f"{', '.join(samples[0].classes[1:])}.",
+            hint="Leave class_name out.",
+        )
 
 
 def _split(entry: Entry, sample: Sample) -> str | None:
@@ -104,7 +114,7 @@ def _placed(entry: Entry, sample: Sample) -> Sample:
 
 
 def _own_classes(entry: Entry, sample: Sample) -> tuple[str, ...]:
-    return sample.classes or (_BACKGROUND, entry.class_name)
+    return sample.classes or (_BACKGROUND, entry.class_name or _PLAIN)
 
 
 def _classes(
@@ -136,7 +146,7 @@ def _coded(entry: Entry, sample: Sample, table: tuple[str, ...]) -> Sample:
             return sample
         return replace(sample, labels=Recoded(sample.labels, kinds))
     modified = sample.path.stat().st_mtime_ns if sample.path is not None else 0
-    layer = Layer(sample.labels, table.index(entry.class_name), modified=modified)
+    layer = Layer(sample.labels, table.index(_own_classes(entry, sample)[1]), modified=modified)
     return replace(sample, labels=ClassLabels((layer,)))
 
 
@@ -184,6 +194,8 @@ def _entry(file: Path, number: int, values: Any) -> Entry:
         raise ConfigError(f"{where}: expected 'path: FOLDER' and what else there is to say.")
     refuse_unknown(map(str, values), Entry.__dataclass_fields__, where)
     path = file.parent / Path(values["path"]).expanduser()
+    if path.resolve() in (file.resolve(), file.parent.resolve()) and is_collection(path):
+        raise ConfigError(f"{where}: path: {values['path']} is this collection itself.")
     weight = values.get("weight", 1.0)
     if (
         isinstance(weight, bool)
@@ -194,6 +206,11 @@ def _entry(file: Path, number: int, values: Any) -> Entry:
     split = values.get("split")
     if split not in (None, "train", "val"):
         raise ConfigError(f"{where}: split: expected train or val, not {split!r}.")
+    if split == "val" and "weight" in values:
+        raise ConfigError(
+            f"{where}: weight does nothing with split: val.",
+            hint="Weights are how often something is trained on: leave one of the two out.",
+        )
     options = values.get("options", {})
     if not isinstance(options, dict):
         raise ConfigError(f"{where}: options: expected 'option: value' lines.")

@@ -6,7 +6,6 @@ import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from cellseg.classes import SHIFT, UNKNOWN
 from cellseg.data import LazyArray, Spacing
 from cellseg.errors import DataError
 from cellseg.files import storage_errors
+from cellseg.readers.composed import Coded
 from cellseg.readers.nifti_file import scratch_file
 
 CONNECTIVITY = 6
@@ -30,7 +30,7 @@ class Rim:
 
 
 @dataclass(frozen=True, slots=True)
-class Components:
+class Components(Coded):
     """Class-coded ids of the connected components of a map of classes.
 
     The first slice reads the whole map (one byte a voxel, and eight while it works) and keeps the
@@ -49,21 +49,6 @@ class Components:
     """Voxel size ``(z, y, x)``, which decides what is nearest."""
     modified: int = 0
     """When the file was written."""
-
-    @property
-    def where(self) -> str:
-        """The file."""
-        return str(getattr(self.labels, "where", "labels"))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(z, y, x)``."""
-        return tuple(self.labels.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Always uint32."""
-        return np.dtype(np.uint32)
 
     def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[np.uint32]:
         """The class-coded ids of one block.

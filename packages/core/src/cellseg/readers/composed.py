@@ -57,6 +57,33 @@ class Cropped:
         return self.array[(*parts[:lead], *moved)]
 
 
+class Coded:
+    """What all arrays of class-coded ids tell of themselves; that of the stored ones below."""
+
+    __slots__ = ()
+    labels: LazyArray
+
+    @property
+    def where(self) -> str:
+        """The file, and the array in it."""
+        return str(getattr(self.labels, "where", "labels"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(z, y, x)``."""
+        return tuple(self.labels.shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """What is decoded at once."""
+        return getattr(self.labels, "chunks", None)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Always uint32."""
+        return np.dtype(np.uint32)
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """The objects of one class, with ids of any size.
@@ -173,33 +200,13 @@ class ClassLabels:
 
 
 @dataclass(frozen=True, slots=True)
-class Recoded:
+class Recoded(Coded):
     """Class-coded ids whose classes get other numbers."""
 
     labels: LazyArray
     """``(z, y, x)`` class-coded ids."""
     kinds: tuple[int, ...]
     """The new number of each class; the first, of the background, is 0."""
-
-    @property
-    def where(self) -> str:
-        """The file, and the array in it."""
-        return str(getattr(self.labels, "where", "labels"))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(z, y, x)``."""
-        return tuple(self.labels.shape)
-
-    @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """What is decoded at once."""
-        return getattr(self.labels, "chunks", None)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Always uint32."""
-        return np.dtype(np.uint32)
 
     def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[np.uint32]:
         """The ids of one block, in the new classes.
@@ -222,7 +229,7 @@ class Recoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Classified:
+class Classified(Coded):
     """Ids of objects, and beside them the class of each voxel."""
 
     labels: LazyArray
@@ -233,26 +240,6 @@ class Classified:
     """How many classes there are beside the background."""
     modified: int = 0
     """When the file was written."""
-
-    @property
-    def where(self) -> str:
-        """The file, and the array in it."""
-        return str(getattr(self.labels, "where", "labels"))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(z, y, x)``."""
-        return tuple(self.labels.shape)
-
-    @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """What is decoded at once."""
-        return getattr(self.labels, "chunks", None)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Always uint32."""
-        return np.dtype(np.uint32)
 
     def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[np.uint32]:
         """The class-coded ids of one block.

@@ -128,10 +128,12 @@ def _folders(path: Path, options: NiftiOptions, labelled: bool) -> list[_Folder]
 def _samples(
     folder: _Folder, options: NiftiOptions, labelled: bool, problems: Problems
 ) -> list[Sample]:
-    groups = _groups(folder.images)
+    truths = {}
+    if labelled and folder.labels is not None:
+        truths = {_stem(file): file for file in _files(folder.labels)}
+    groups = _groups(folder.images, set(truths))
     if not groups:
         raise DataError(f"{folder.images}: holds no NIfTI files.")
-    truths = {_stem(file): file for file in _files(folder.labels)} if folder.labels else {}
     if labelled:
         _refuse_lonely(folder, set(groups), set(truths))
     samples: list[Sample] = []
@@ -199,22 +201,30 @@ def _refuse_lonely(folder: _Folder, images: set[str], truths: set[str]) -> None:
         )
 
 
-def _groups(folder: Path) -> dict[str, list[Path]]:
+def _groups(folder: Path, truths: set[str]) -> dict[str, list[Path]]:
     """The files of each image: one, or its channels in their order.
+
+    Args:
+        folder: with the files.
+        truths: names of label images; a file with labels of its own is no channel of another.
 
     Raises:
         DataError: a channel is missing.
     """
     files = _files(folder)
     parts = {file: _CHANNEL.fullmatch(_stem(file)) for file in files}
-    if not all(parts.values()):
+    if not all(parts.values()) or any(_stem(file) in truths for file in files):
         return {_stem(file): [file] for file in files}
     groups: dict[str, list[Path]] = {}
     for file, part in parts.items():
         assert part is not None
         group = groups.setdefault(part[1], [])
         if int(part[2]) != len(group):
-            raise DataError(f"{folder}: {part[1]} has no channel {len(group):04d}.")
+            raise DataError(
+                f"{folder}: {part[1]} has no channel {len(group):04d}, but {file.name}.",
+                hint="NAME_0000, NAME_0001, ... are the channels of one image. If these are images "
+                "of their own, name them otherwise.",
+            )
         group.append(file)
     return groups
 

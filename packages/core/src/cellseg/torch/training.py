@@ -217,7 +217,9 @@ class _Loop:
             batch = fabric.to_device(next(batches))
             last = part == options.accumulate - 1
             with fabric.no_backward_sync(self.module, enabled=not last):
-                terms = self.terms.checked(self.module.training_step(batch))
+                # Around the step as well: Fabric sets the precision in wrapped modules alone.
+                with fabric.autocast():
+                    terms = self.terms.checked(self.module.training_step(batch))
                 fabric.backward(terms["loss"] / options.accumulate)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / options.accumulate
@@ -285,7 +287,9 @@ class _Loop:
                 index = turn * world + self.fabric.global_rank
                 # All processes must take part in each turn; what is done twice counts once.
                 batch = self.fabric.to_device(self.loaders.val[min(index, count - 1)])
-                for name, fraction in self.module.validation_step(batch).items():
+                with self.fabric.autocast():
+                    fractions = self.module.validation_step(batch)
+                for name, fraction in fractions.items():
                     both = sums.setdefault(name, [0.0, 0.0])
                     if index < count:
                         both[0] += float(fraction[0])

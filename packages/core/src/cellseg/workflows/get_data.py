@@ -78,12 +78,15 @@ def get_data(
 
     Raises:
         UsageError: there is no such data set, or no such part.
-        DataError: a file cannot be had, or is not as expected.
+        DataError: a file cannot be had, or is not as expected; the folder holds another data set.
         StorageError: the disk is full, or the folder cannot be written.
     """
     data, settings = data_set(name), settings or Settings()
     folder = output if output is not None else Path(name)
-    record = _record(folder)
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise DataError(f"{nearest}: is a file, not a folder.", hint="Give another folder with -o.")
+    record = _record(folder, data)
     fresh: list[str] = []
     chosen = data.chosen(parts)
     if settings.insecure and not all(f.remote.checksum.startswith("sha256:") for f in chosen):
@@ -152,15 +155,20 @@ def _is_unpacked(folder: Path, entry: Mapping[str, Any] | None) -> bool:
     )
 
 
-def _record(folder: Path) -> dict[str, dict[str, Any]]:
+def _record(folder: Path, data: DataSet) -> dict[str, dict[str, Any]]:
     path = folder / RECORD
     try:
-        files = json.loads(path.read_bytes())["files"]
+        values = json.loads(path.read_bytes())
+        name, files = values["name"], dict(values["files"])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged.", hint="Remove it and try again.") from error
-    return dict(files)
+    if name != data.name:  # one record says one licence
+        raise DataError(
+            f"{folder}: holds the data set {name}.", hint="Give another folder with -o."
+        )
+    return files
 
 
 def _write(folder: Path, data: DataSet, record: Mapping[str, Mapping[str, Any]]) -> None:

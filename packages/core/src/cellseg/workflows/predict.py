@@ -20,7 +20,7 @@ from cellseg.options import parse
 from cellseg.plugins import Plugins
 from cellseg.readers import describe, reader_for
 from cellseg.specs import PredictJob, PredictorSpec
-from cellseg.workflows.predict_outputs import formats_for, outputs_for
+from cellseg.workflows.predict_outputs import formats_for, outputs_for, refuse_collisions
 from cellseg.workflows.predict_settings import PredictSettings
 from cellseg.workflows.predict_summary import (
     PlannedImage,
@@ -157,6 +157,7 @@ def _resolve(
     items = make_items(samples, tiling, volumetric)
     formats = formats_for(settings, samples)
     items = [replace(item, outputs=outputs_for(item, formats, settings)) for item in items]
+    refuse_collisions(items)
     recipe = Recipe(
         predictor=predictor,
         job=PredictJob(

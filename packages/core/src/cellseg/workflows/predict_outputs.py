@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cellseg.data import Dataset
 from cellseg.engine.items import Item
-from cellseg.errors import UsageError
+from cellseg.errors import DataError, UsageError
 from cellseg.outputs.formats import (
     Format,
     Output,
@@ -75,6 +75,20 @@ def outputs_for(
     return (*outputs, *(output for output in beside if output is not None))
 
 
+def refuse_collisions(items: Sequence[Item]) -> None:
+    """Raise a DataError where two images would be written to one place."""
+    owners: dict[Path, str] = {}
+    for item in items:
+        for output in item.outputs:
+            other = owners.setdefault(output.path, item.name)
+            if other != item.name:
+                raise DataError(
+                    f"{output.path}: would be written twice, for {other} and for {item.name}.",
+                    hint="Rename one of the images, or segment them one after the other into "
+                    "different folders.",
+                )
+
+
 def _labels_for(
     item: Item, formats: Sequence[Format], settings: PredictSettings
 ) -> tuple[Output, ...]:
@@ -86,7 +100,7 @@ def _labels_for(
 
     path = item.frames[0].path
     container = _container(path, item.name, is_image) if path is not None else None
-    if container is None:  # _formats has refused this already
+    if container is None:  # formats_for has refused this already
         raise UsageError(f"{item.name}: --output is missing.")
     return (output_inside(container, settings.label_name),)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,11 +12,19 @@ from cellseg.plugins import Plugins
 from cellseg.readers import AUTO
 from cellseg.readers.options import ReaderOptions
 from cellseg.specs import DatasetSpec, TrainerSpec
+from cellseg.splits import SplitOptions
 from cellseg.workflows.train_settings import TrainSettings
+
+CHOICES = ("reader", "split", "splits", "val")
+"""Options that say how to read and what to validate on: a choice of the user takes the place of the
+preset's, with all that goes with it."""
 
 
 def preset_options(
-    plugins: Plugins, spec: TrainerSpec[Any], name: str, reader: str | None = None
+    plugins: Plugins,
+    spec: TrainerSpec[Any],
+    name: str,
+    chosen: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """The options in a preset: of core, of a reader and of the trainer, by name.
 
@@ -23,8 +32,9 @@ def preset_options(
         plugins: where to find the reader.
         spec: the trainer whose preset it is.
         name: of the preset.
-        reader: another reader than the preset's, if one was chosen. It takes the preset's place,
-            and what only the preset's reader knows is left out.
+        chosen: what the user gave of ``CHOICES``. With another reader, what only the preset's
+            reader knows is left out; with another way to validate, all that the preset says of
+            splits.
 
     Raises:
         ConfigError: the trainer has no such preset.
@@ -51,11 +61,16 @@ def preset_options(
                 f"The preset {name!r} of the backend {spec.name!r} sets {option!r}, which is no "
                 f"option of cellseg train, of the reader {own!r} or of the backend."
             )
-    if reader in (None, own):
-        return values
-    assert reader is not None
-    usable = always | set(options_of_reader(plugins, reader).model_fields)
-    return {option: v for option, v in values.items() if option in usable and option != "reader"}
+    given = {option: v for option, v in (chosen or {}).items() if v is not None}
+    reader = str(given.get("reader", own))
+    if reader != own:
+        usable = always | set(options_of_reader(plugins, reader).model_fields)
+        values = {option: v for option, v in values.items() if option in usable - {"reader"}}
+    split = values.get("split", SplitOptions.model_fields["split"].default)
+    if given.get("split", split) != split or given.keys() & {"splits", "val"}:
+        of_splits = {*SplitOptions.model_fields, "val"}
+        values = {option: v for option, v in values.items() if option not in of_splits}
+    return values
 
 
 def with_preset(plugins: Plugins, backend: str, name: str, **changes: object) -> dict[str, Any]:
@@ -74,9 +89,8 @@ def with_preset(plugins: Plugins, backend: str, name: str, **changes: object) ->
         PluginError: the preset sets an option that nobody has.
     """
     spec = plugins.get(TrainerSpec, backend)
-    reader = changes.get("reader")
-    preset = preset_options(plugins, spec, name, None if reader is None else str(reader))
-    values = {**preset, **changes}
+    chosen = {option: changes[option] for option in CHOICES if option in changes}
+    values = {**preset_options(plugins, spec, name, chosen), **changes}
     core, own = TrainSettings.model_fields, spec.options.model_fields
     return {
         "settings": parse(TrainSettings, {n: v for n, v in values.items() if n in core}),

@@ -11,9 +11,9 @@ from typing import Any
 from cellseg.bundle import FILE as BUNDLE_FILE
 from cellseg.bundle import Bundle
 from cellseg.data import Sample
-from cellseg.errors import ConfigError, DataError, PluginError
+from cellseg.errors import ConfigError, DataError, DeviceError, PluginError
 from cellseg.events import Emit, Event, Note, Progress, Resumed
-from cellseg.files import remove_leftovers
+from cellseg.files import remove, remove_leftovers
 from cellseg.normalise import Normaliser
 from cellseg.options import Options, parse
 from cellseg.plugins import Plugins
@@ -40,6 +40,8 @@ def train(
     interrupted: Callable[[], bool] = lambda: False,
 ) -> RunDir:
     """Start a training run in the new directory ``out``; everything is checked before it exists.
+
+    What the trainer itself refuses before its first step leaves nothing either.
 
     Args:
         plugins: where to find the backend and the reader.
@@ -79,7 +81,20 @@ def train(
     for line in overview(train_set + val_set)[:MOST_KINDS]:
         emit(Note(f"Images: {line}"))
     run = RunDir.create(out, request, {**config, "reader": reader.name}, splits)
-    _Session(plugins, run, request, settings, chosen, train_set, val_set).go(emit, interrupted)
+    session = _Session(plugins, run, request, settings, chosen, train_set, val_set)
+    began = False
+
+    def told(event: Event) -> None:
+        nonlocal began
+        began = began or isinstance(event, Progress)
+        emit(event)
+
+    try:
+        session.go(told, interrupted)
+    except (ConfigError, DataError, DeviceError):
+        if not began:  # what only the trainer knows to be wrong; there is nothing to resume
+            remove(run.path)
+        raise
     return run
 
 

@@ -158,9 +158,10 @@ def _licence(name: str) -> str | None:
         return None
     known = get_args(LicenseId.root_model.model_fields["root"].annotation)
     if name not in known:
-        close = get_close_matches(name, known, n=1, cutoff=0.4)
+        spelt = {one.lower(): one for one in known}
+        close = get_close_matches(name.lower(), spelt, n=1, cutoff=0.4)
         raise ConfigError(
             f"--licence {name} is no identifier of SPDX.",
-            hint=f"Did you mean {close[0]}?" if close else "The list: spdx.org/licenses",
+            hint=f"Did you mean {spelt[close[0]]}?" if close else "The list: spdx.org/licenses",
         )
     return name

@@ -63,7 +63,9 @@ def write_bioimageio(
     """
     require("bioimageio", *(("onnx", "onnxscript", "onnxruntime") if _onnx(options) else ()))
     if target.suffix != ".zip":
-        raise UsageError(f"--output {target}: a bioimage.io package must be named *.zip.")
+        raise UsageError(
+            f"--output: a bioimage.io package must be named *.zip, not *{target.suffix}"
+        )
     bundle = Bundle.load(model)
     halo = _halo(program, package.tiling)
     tiled = replace(program, least=_least(program, halo))
