@@ -107,7 +107,7 @@ def test_segresnet_has_even_strides_and_the_user_learns_it() -> None:
 def test_an_encoder_that_would_pad_every_patch_is_refused(encoder: str) -> None:
     even = {"encoder": encoder, "spacing": (1, 1, 1), "patch": (16, 128, 128)}
     assert planned(**even, levels=4).smallest == (16, 16, 16)
-    with pytest.raises(ConfigError, match="--levels 5 .* at least 32 x 32 x 32, not 16 x 128"):
+    with pytest.raises(ConfigError, match=r"--levels 5 .* at least 32 x 32 x 32, not 16 x 128"):
         planned(**even, levels=5)
 
 

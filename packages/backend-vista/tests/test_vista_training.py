@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from cellseg.classes import SHIFT, UNKNOWN, encoded  # noqa: E402
-from cellseg.data import Sample, Tiling  # noqa: E402
+from cellseg.data import Sample  # noqa: E402
 from cellseg.errors import ConfigError, DataError  # noqa: E402
 from cellseg.events import Note, Progress, Validated  # noqa: E402
 from cellseg.patches import PatchGrid, PatchSampler  # noqa: E402
@@ -22,14 +22,12 @@ from cellseg.testing import blobs  # noqa: E402
 from cellseg.torch.loaders import Loaders  # noqa: E402
 from cellseg_vista.learner import VistaLearner  # noqa: E402
 from cellseg_vista.network import Architecture, Network, plan_levels  # noqa: E402
-from cellseg_vista.options import Vista2dOptions, Vista3dOptions, VistaOptions  # noqa: E402
-from cellseg_vista.patches import Targets, ValidationPatches  # noqa: E402
+from cellseg_vista.options import Vista2dOptions, Vista3dOptions  # noqa: E402
+from cellseg_vista.patches import Targets  # noqa: E402
 from cellseg_vista.predict_options import (  # noqa: E402
     Vista2dPredictOptions,
     Vista3dPredictOptions,
 )
-from cellseg_vista.presets import PRESETS_2D, PRESETS_3D  # noqa: E402
-from cellseg_vista.train import _tiles  # noqa: E402
 
 TINY: dict[str, Any] = {
     "feature_size": 4,
@@ -261,32 +259,6 @@ def test_unknown_voxels_do_not_dilute_the_distance_loss() -> None:
     )
 
 
-class Unread:
-    """An array on disk that counts how often it is read."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array, self.shape, self.dtype, self.reads = array, array.shape, array.dtype, 0
-
-    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
-        self.reads += 1
-        return self._array[key]
-
-
-def test_of_many_images_only_the_tiles_that_are_looked_at_are_read() -> None:
-    sizes = [(1, 64, 64), (1, 40, 700)] * 50
-    samples = []
-    for number, shape in enumerate(sizes):
-        sample = blobs(number, shape)
-        lazy = {"image": Unread(sample.image), "labels": Unread(sample.labels)}
-        samples.append(replace(sample, **lazy))
-    tiles = ValidationPatches(
-        _tiles(samples, Tiling(core=(1, 512, 512))), Targets(OPTIONS[2], 2, samples), 7
-    )
-    assert len(tiles) == 7 and not any(sample.image.reads for sample in samples)
-    assert {tiles[i]["image"].shape[-2:] for i in range(7)} == {(64, 64), (40, 512)}
-    assert sum(sample.image.reads for sample in samples) == 7
-
-
 def test_images_of_one_name_keep_their_own_voxel_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,34 +281,6 @@ def test_images_of_one_name_keep_their_own_voxel_size(
         patch = PatchGrid([other], (8, 32, 32))[0]
         expected = Targets(OPTIONS[3], 3, [other])(patch.image, patch.labels, "a")
         torch.testing.assert_close(loaders.val[0]["weight"][0], expected["weight"])
-
-
-@pytest.mark.parametrize(
-    ("name", "preset"),
-    [("vista2d", name) for name in PRESETS_2D] + [("vista3d", name) for name in PRESETS_3D],
-)
-def test_every_preset_trains(name: str, preset: str, tmp_path: Path) -> None:
-    spec = Plugins().get(TrainerSpec, name)
-    given = {k: v for k, v in spec.presets[preset].items() if k in spec.options.model_fields}
-    depth = {"patch_depth": 8} if name == "vista3d" else {}
-    tiny = {"feature_size": 4, "emb_dim": 4, "patch_size": 32, "batch_size": 1, "accumulate": 1}
-    tiny["levels"] = 3
-    options = spec.options(**{**given, **tiny, **depth, "precision": "32-true"}, fast_dev_run=True)
-    job = make_job(tmp_path, int(name[5]), options=options, val=[])
-    _, events = train(job)
-    (step,) = (e for e in events if isinstance(e, Progress))
-    assert np.isfinite(step.metrics["train/loss"]) and step.metrics["train/loss_ins"] > 0
-    assert Network.load(job.model).architecture.encoder == options.encoder
-
-
-def test_validation_patches_are_spread_evenly() -> None:
-    samples = [blobs(seed) for seed in range(4)]
-    grid = PatchGrid(samples, (1, 32, 32))
-    assert len(grid) == 16
-    patches = ValidationPatches(grid, Targets(OPTIONS[2], 2, samples), 8)
-    assert len(patches) == 8
-    names = [grid[i].name for i in patches._chosen]
-    assert names == [f"blobs-{seed}" for seed in range(4) for _ in range(2)]
 
 
 # Classes
@@ -404,32 +348,3 @@ def test_unknown_voxels_change_no_loss() -> None:
     after = learner._terms(shifted, one)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value)
-
-
-def test_the_options_are_checked_against_each_other() -> None:
-    for wrong in (
-        {"class_weights": (1.0, 1.0)},
-        {"class_weights": (1.0, -1.0, 1.0, 1.0)},
-        {"ignore_index": 4},
-        {"ignore_index": -1},
-        {"ce_weight": 0, "dice_weight": 0},
-        {"class_weights": (1.0,) * 4, "ce_weight": 0},
-        {"distance_reach": 3, "weight_distance": 0},
-        {"weight_contact": 2, "weight_distance": 0},
-        {"delta_v": 1, "weight_pull": 0},
-        {"push_reach": 1, "weight_push": 0},
-        {"weight_bone": 2, "weight_pull": 0, "weight_push": 0, "weight_norm": 0},
-        {"encoder_weights": "vista3d.pt"},
-        {"encoder": "segresnet", "deep_supervision": 1},
-        {"deep_supervision": 3},
-    ):
-        with pytest.raises(ValueError, match=f"--{next(iter(wrong)).split('_')[0]}"):
-            VistaOptions(**{**TINY, **wrong})
-
-
-def test_a_training_can_be_resumed_from_any_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = Vista3dOptions(encoder="segresnet_ds", encoder_weights="vista3d.pt")
-    assert options.encoder_weights == tmp_path / "vista3d.pt"

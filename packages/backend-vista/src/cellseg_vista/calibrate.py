@@ -19,11 +19,12 @@ from cellseg_vista.scoring import NOTHING, is_dense, quality
 
 _MAIN: Mapping[Method, tuple[str, Sequence[float]]] = {
     "watershed": ("bandwidth", (0.0, 0.5, 0.75, 1.0, 1.5)),
-    "agglomerate": ("join_threshold", (0.2, 0.25, 0.3, 0.35, 0.45, 0.5, 0.55, 0.6, 0.65)),
+    "agglomerate": ("join_threshold", (0.2, 0.25, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6)),
     "cluster": ("bandwidth", (0.5, 0.75, 1.0, 1.5, 2.0)),
     "mutex": ("bandwidth", (0.5, 0.75, 1.0, 1.5, 2.0)),
 }
-"""The option that matters most to each method, and what is tried for it."""
+"""The option that matters most to each method, and what is tried for it beside the default."""
+_STEADY = ("join_threshold",)
 _SEEDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _FOREGROUND = (0.3, 0.4, 0.5, 0.6, 0.7)
 _SIZES = {2: (0, 15, 30, 60, 120), 3: (0, 50, 100, 200, 500)}
@@ -87,7 +88,8 @@ def search(
 
     Each method (the watershed with either flood) is tried with its main option. The best one is
     then improved option by option, each in turn. A value that gains next to nothing does not
-    replace the one before.
+    replace the one before. Of ``join_threshold``, beyond which all objects run together at once,
+    a value counts with its neighbours, so that the one chosen stands away from the brink.
     """
     score = _scorer(pairs, spacing)
     best, reached = options_class(), -1.0
@@ -97,13 +99,18 @@ def search(
             starts.append(options_class(method=method, flood="embedding"))
         for start in starts:
             tried = [start, *(_with(start, main, value) for value in values)]
-            best, reached = _better(tried, score, best, reached)
+            if main in _STEADY:
+                tried.sort(key=lambda options: getattr(options, main))
+            best, reached = _better(tried, score, best, reached, steady=main in _STEADY)
+    reached = score(best)
     grids: dict[str, Sequence[object]] = {
         "seed_threshold": _SEEDS,
         "foreground_threshold": _FOREGROUND,
         _MAIN[best.method][0]: _MAIN[best.method][1],
         "min_size": _SIZES[len(spacing)],
     }
+    for name in _STEADY:
+        grids.pop(name, None)
     for _ in range(_ROUNDS):
         before = best
         for name, values in grids.items():
@@ -120,9 +127,12 @@ def _with(options: OptionsT, name: str, value: object) -> OptionsT:
 
 
 def _better(
-    tried: Sequence[OptionsT], score: Any, best: OptionsT, reached: float
+    tried: Sequence[OptionsT], score: Any, best: OptionsT, reached: float, steady: bool = False
 ) -> tuple[OptionsT, float]:
     scores = [score(options) for options in tried]
+    if steady:
+        around = [scores[max(i - 1, 0) : i + 2] for i in range(len(scores))]
+        scores = [sum(values) / len(values) for values in around]
     if max(scores) > reached + _WORTH:
         return tried[scores.index(max(scores))], max(scores)
     return best, reached

@@ -112,7 +112,8 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
     """How much more than others the pixels at the edge of an object weigh in the embedding's
     loss."""
     weight_bone: float = Field(10.0, ge=1)
-    """How much more than at the edge the pixels along the middle of an object weigh there."""
+    """Factor of the same weights in the middle of an object, to which they grow from 1 at depth 0;
+    it multiplies --weight-edge."""
     val_patches: int = Field(32, ge=1)
     """How many patches to validate on at most, evenly spread over the validation images."""
     save_top_k: int = Field(3, ge=0)
@@ -212,7 +213,8 @@ class Vista3dOptions(VistaOptions):
     """How much more than others the pixels at the edge of an object weigh in the embedding's
     loss."""
     weight_bone: float = Field(1.0, ge=1)
-    """How much more than at the edge the pixels along the middle of an object weigh there."""
+    """Factor of the same weights in the middle of an object, to which they grow from 1 at depth 0;
+    it multiplies --weight-edge."""
 
     @model_validator(mode="after")
     def _cubes(self) -> Vista3dOptions:

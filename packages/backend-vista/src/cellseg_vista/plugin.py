@@ -81,8 +81,8 @@ def cellseg_predictors() -> Iterator[
         summary=_2D,
         options=Vista2dPredictOptions,
         load=load_2d,
-        # Multiples of 32, so that the coarse levels of a network of up to 6 see all tiles alike; the
-        # halo covers what the default network sees around a pixel.
+        # Multiples of 32, so that the coarse levels of up to 6 see all tiles alike; the halo covers
+        # what the default network sees around a pixel.
         tiling=Tiling(core=(1, 1024, 1024), halo=(0, 96, 96)),
         probabilities=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,7 +34,7 @@ _PLANE = 512
 _CUBE = 1.25
 """Voxels whose longest side is at most this many times the shortest count as cubes."""
 _CORE, _HALO = 128, 16
-"""Of a tile along the finest axis, in voxels."""
+"""Of a tile, in voxels, where these are cubes."""
 _PREDICTING: dict[int, type[VistaPredictOptions]] = {
     2: Vista2dPredictOptions,
     3: Vista3dPredictOptions,
@@ -180,7 +181,7 @@ def _tiles(samples: Sequence[Sample], tiling: Tiling) -> Grid:
 
 
 def _tiling(network: Network, spacing: Sequence[float]) -> Tiling:
-    """Tiles of up to two million voxels, about as large along all axes in micrometres.
+    """Tiles of about two million voxels, as large along all axes in micrometres.
 
     Cores and halos are multiples of the network's stride, so that its coarse levels see all tiles
     alike. The halo is what matters of the surroundings, not all that a voxel depends on: that
@@ -188,9 +189,10 @@ def _tiling(network: Network, spacing: Sequence[float]) -> Tiling:
     """
     if network.architecture.dims == 2:
         return Tiling(core=(1, _PLANE, _PLANE))
+    shares = np.min(spacing) / np.array(spacing)
+    edge = _CORE / math.prod(shares) ** (1 / 3)
     core, halo = [], []
-    for size, step in zip(spacing, network.stride, strict=True):
-        share = min(spacing) / size
-        core.append(-(-max(round(_CORE * share), 16) // step) * step)
-        halo.append(-(-max(round(_HALO * share), 4) // step) * step)
+    for share, step in zip(shares, network.stride, strict=True):
+        core.append(math.ceil(max(edge * share, 16) / step) * step)
+        halo.append(math.ceil(max(_HALO * share, 4) / step) * step)
     return Tiling(core=(core[0], core[1], core[2]), halo=(halo[0], halo[1], halo[2]))

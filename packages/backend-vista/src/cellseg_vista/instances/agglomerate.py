@@ -15,8 +15,8 @@ from cellseg_vista.predict_options import VistaPredictOptions
 
 _SIGMA = 0.7
 """Of the smoothing of the depth before its maxima are looked for, in voxels."""
-_WINDOW = 5
-"""Edge of the cube in which a seed is the deepest place, in voxels."""
+_PROMINENCE = 5
+"""How much deeper than its surroundings a seed is, in hundredths of the depth."""
 
 
 def agglomerate(
@@ -24,10 +24,10 @@ def agglomerate(
 ) -> Labels:
     """Cut one class's foreground into objects.
 
-    Every local maximum of the depth floods the foreground around it. Then, the weakest border
-    first, touching pieces are joined while the mean of 1 - depth over the faces of the voxels
-    between them stays below ``join_threshold``; a joint border is the mean of its parts, weighted
-    by their faces.
+    Every maximum of the depth that stands out floods the foreground around it. Then, the weakest
+    border first, touching pieces are joined while the mean of 1 - depth over the faces of the
+    voxels between them stays below ``join_threshold``; a joint border is the mean of its parts,
+    weighted by their faces.
 
     Args:
         mask: ``(*s)`` the foreground.
@@ -59,8 +59,10 @@ def agglomerate(
 
 def _maxima(mask: NDArray[np.bool_], distance: NDArray[np.float32]) -> NDArray[np.bool_]:
     """The deepest places of their surroundings."""
-    from scipy.ndimage import gaussian_filter, maximum_filter
+    from scipy.ndimage import gaussian_filter
+    from skimage.morphology import h_maxima
 
     smooth = gaussian_filter(np.where(mask, distance, 0), _SIGMA)
-    highest: NDArray[np.bool_] = mask & (smooth == maximum_filter(smooth, _WINDOW))
+    steps = np.round(100 * smooth).astype(np.uint8)
+    highest: NDArray[np.bool_] = mask & (h_maxima(steps, _PROMINENCE) > 0)
     return highest
