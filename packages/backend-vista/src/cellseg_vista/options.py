@@ -76,7 +76,8 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
     """Coarser levels of the decoder that are trained to give the result as well, each counting
     half of the one before; for the encoders unet and segresnet_ds."""
     encoder_weights: Path | None = None
-    """A checkpoint of VISTA3D to start the encoder segresnet_ds from; needs --feature-size 48."""
+    """A checkpoint of VISTA3D to start the encoder segresnet_ds from; needs --feature-size 48, and
+    voxels of about equal edges."""
     ce_weight: float = Field(0.5, ge=0)
     """Weight of the cross-entropy between the classes."""
     dice_weight: float = Field(0.5, ge=0)

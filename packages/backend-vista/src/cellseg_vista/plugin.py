@@ -30,7 +30,7 @@ from cellseg_vista.predict_options import Vista2dPredictOptions, Vista3dPredictO
 from cellseg_vista.presets import PRESETS_2D, PRESETS_3D
 
 _2D = "2D network with class, distance and embedding heads; trains from scratch"
-_3D = "the same for volumes: nuclei, cells, neurites and organelles in 3D"
+_3D = "3D network for volumes, nuclei to neurites: class, distance and embedding heads"
 
 
 @hookimpl
