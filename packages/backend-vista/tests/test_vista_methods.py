@@ -202,7 +202,7 @@ def test_the_search_finds_a_method_and_thresholds_that_work() -> None:
     truth = neurites((16, 32, 32))
     maps = seen(truth, 0.3)
     blind = PixelMaps(maps.probabilities, np.ones_like(maps.distance), maps.embedding)
-    best = search([(blind, truth.astype(np.uint32))], Vista3dPredictOptions, (1.0,) * 3)
+    best = search([(blind, truth.astype(np.uint32))], Vista3dPredictOptions, (1.0,) * 3).options
     found = find_instances(blind, best).labels
     default = find_instances(blind, Vista3dPredictOptions()).labels
     assert error(found, truth) < 0.2 < error(default, truth)
@@ -216,5 +216,5 @@ def test_the_search_leaves_out_what_is_not_known() -> None:
     spoilt = PixelMaps(maps.probabilities, maps.distance.copy(), maps.embedding.copy())
     spoilt.embedding[:, :, :, 20:] = 0
     pairs = [(maps, hidden)], [(spoilt, hidden)]
-    clean, dirty = (search(pair, Vista3dPredictOptions, (1.0,) * 3) for pair in pairs)
+    clean, dirty = (search(pair, Vista3dPredictOptions, (1.0,) * 3).options for pair in pairs)
     assert clean == dirty

@@ -232,8 +232,8 @@ def test_calibration_stores_what_its_method_uses(tmp_path: Path) -> None:
             classes[:, :, 14:] = -100
             return {"image": torch.randn(1, 1, 8, 16, 16), "labels": labels, "classes": classes}
 
-    stored = calibrate(network, Patches(), "cpu", Vista3dPredictOptions, (1.0, 1.0, 1.0), 2)
-    assert {"method", "foreground_threshold", "bandwidth", "min_size"} <= set(stored)
+    stored = calibrate(network, Patches(), "cpu", Vista3dPredictOptions, (1.0, 1.0, 1.0), 2).stored
+    assert {"method", "foreground_threshold", "min_size"} <= set(stored)
     assert not {"patch_size", "aggregation", "class_id"} & set(stored)
     assert Vista3dPredictOptions(**stored).method == stored["method"]
 

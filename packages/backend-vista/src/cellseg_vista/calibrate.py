@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -40,6 +41,25 @@ Pair = tuple[PixelMaps, NDArray[np.integer]]
 OptionsT = TypeVar("OptionsT", bound=VistaPredictOptions)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What predicts the validation patches best."""
+
+    options: VistaPredictOptions
+    scores: Mapping[str, float]
+    """The ``quality`` that each method reaches with the best value of its main option."""
+
+    @property
+    def stored(self) -> dict[str, object]:
+        """The options as the bundle stores them: without those that the method does not use."""
+        names = {"method", "foreground_threshold", "min_size", *USED[self.options.method]}
+        return self.options.model_dump(include=names)
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{name} {score:.3f}" for name, score in self.scores.items())
+        return f"Segments by {self.options.method}. Scores on the validation images: {tried}."
+
+
 class Patches(Protocol):
     """Batches of one validation patch each: ``image``, ``labels``, and ``classes`` below 0 where
     nothing is known."""
@@ -58,11 +78,10 @@ def calibrate(
     options_class: type[VistaPredictOptions],
     spacing: Sequence[float],
     classes: int,
-) -> dict[str, object]:
-    """The options that predict the validation patches best, as the bundle stores them.
+) -> Choice:
+    """The options that predict the validation patches best.
 
     Only patches of ``MOST_VOXELS`` in all are looked at, or a single larger one, evenly chosen.
-    Options that the chosen method does not use are left out.
 
     Args:
         network: trained.
@@ -76,14 +95,12 @@ def calibrate(
         DeviceError: the memory does not suffice.
     """
     pairs = _predict(network, patches, device, classes)
-    best = search(pairs, options_class, tuple(spacing))
-    stored = {"method", "foreground_threshold", "min_size", *USED[best.method]}
-    return best.model_dump(include=stored)
+    return search(pairs, options_class, tuple(spacing))
 
 
 def search(
-    pairs: Sequence[Pair], options_class: type[OptionsT], spacing: tuple[float, ...]
-) -> OptionsT:
+    pairs: Sequence[Pair], options_class: type[VistaPredictOptions], spacing: tuple[float, ...]
+) -> Choice:
     """The best options for pairs of the network's maps and the truth.
 
     Each method (the watershed with either flood) is tried with its main option. The best one is
@@ -93,6 +110,7 @@ def search(
     """
     score = _scorer(pairs, spacing)
     best, reached = options_class(), -1.0
+    scores: dict[str, float] = {}
     for method, (main, values) in _MAIN.items():
         starts = [options_class(method=method)]
         if "flood" in USED[method]:
@@ -102,6 +120,7 @@ def search(
             if main in _STEADY:
                 tried.sort(key=lambda options: getattr(options, main))
             best, reached = _better(tried, score, best, reached, steady=main in _STEADY)
+            scores[method] = max(scores.get(method, 0.0), *map(score, tried))
     reached = score(best)
     grids: dict[str, Sequence[object]] = {
         "seed_threshold": _SEEDS,
@@ -119,7 +138,7 @@ def search(
                 best, reached = _better(tried, score, best, reached)
         if best == before:
             break
-    return best
+    return Choice(best, scores)
 
 
 def _with(options: OptionsT, name: str, value: object) -> OptionsT:

@@ -119,6 +119,11 @@ class Vista2dPredictOptions(VistaPredictOptions):
 class Vista3dPredictOptions(VistaPredictOptions):
     """What ``cellseg predict`` takes for a vista3d model."""
 
+    method: Method = "agglomerate"
+    """How objects are told apart: watershed, floods the foreground from its deep places, and joins
+    pieces whose embeddings are near; agglomerate, floods it from every deepest place, and joins
+    pieces across weak borders; cluster, groups what lies close together in the embedding;
+    mutex, the mutex watershed of affinities made from embeddings."""
     min_size: int = Field(50, ge=0)
     """Smaller objects are dropped, in voxels. The methods cluster and mutex first give them to the
     object that they touch."""

@@ -98,7 +98,9 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
         fit(learner, loaders, job, emit)
         if val:
             tiles = ValidationPatches(_tiles(job.val, tiling), judged, options.val_patches)
-            calibrated = calibrate(network, tiles, job.device, predicting, spacing, len(classes))
+            choice = calibrate(network, tiles, job.device, predicting, spacing, len(classes))
+            emit(Note(str(choice)))
+            calibrated = choice.stored
     network.save(job.model)
     Description(classes, spacing).save(job.model)
     return Trained(
