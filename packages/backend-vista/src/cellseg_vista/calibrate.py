@@ -20,7 +20,10 @@ from cellseg_vista.scoring import NOTHING, is_dense, quality
 
 _MAIN: Mapping[Method, tuple[str, Sequence[float]]] = {
     "watershed": ("bandwidth", (0.0, 0.5, 0.75, 1.0, 1.5)),
-    "agglomerate": ("join_threshold", (0.2, 0.25, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6)),
+    "agglomerate": (
+        "join_threshold",
+        (0.2, 0.25, 0.3, 0.35, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8),
+    ),
     "cluster": ("bandwidth", (0.5, 0.75, 1.0, 1.5, 2.0)),
     "mutex": ("bandwidth", (0.5, 0.75, 1.0, 1.5, 2.0)),
 }

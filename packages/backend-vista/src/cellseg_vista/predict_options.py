@@ -55,7 +55,7 @@ class VistaPredictOptions(Options):
     flood: Literal["distance", "embedding"] = "distance"
     """What the method watershed floods: distance, the map of depths; embedding, the same after it
     is lowered where the embedding changes from voxel to voxel."""
-    join_threshold: float = Field(0.35, gt=0, lt=1)
+    join_threshold: float = Field(0.4, gt=0, lt=1)
     """The method agglomerate joins pieces whose border is weaker than this, from 0 where the map of
     depths is as high between them as inside, to 1 where it falls to the edge of an object."""
     min_size: int = Field(15, ge=0)

@@ -1,4 +1,4 @@
-"""Average-linkage agglomeration: flood from every deep place, then join across weak borders.
+"""Average-linkage agglomeration: flood from every deepest place, then join across weak borders.
 
 Bailoni et al., GASP, a generalized framework for agglomerative clustering of signed graphs,
 arXiv:1906.11713.
@@ -15,8 +15,8 @@ from cellseg_vista.predict_options import VistaPredictOptions
 
 _SIGMA = 0.7
 """Of the smoothing of the depth before its maxima are looked for, in voxels."""
-_PROMINENCE = 5
-"""How much deeper than its surroundings a seed is, in hundredths of the depth."""
+_WINDOW = 5
+"""Edge of the cube in which a seed is the deepest place, in voxels."""
 
 
 def agglomerate(
@@ -24,7 +24,7 @@ def agglomerate(
 ) -> Labels:
     """Cut one class's foreground into objects.
 
-    Every maximum of the depth that stands out floods the foreground around it. Then, the weakest
+    Every local maximum of the depth floods the foreground around it. Then, the weakest
     border first, touching pieces are joined while the mean of 1 - depth over the faces of the
     voxels between them stays below ``join_threshold``; a joint border is the mean of its parts,
     weighted by their faces.
@@ -59,10 +59,8 @@ def agglomerate(
 
 def _maxima(mask: NDArray[np.bool_], distance: NDArray[np.float32]) -> NDArray[np.bool_]:
     """The deepest places of their surroundings."""
-    from scipy.ndimage import gaussian_filter
-    from skimage.morphology import h_maxima
+    from scipy.ndimage import gaussian_filter, maximum_filter
 
     smooth = gaussian_filter(np.where(mask, distance, 0), _SIGMA)
-    steps = np.round(100 * smooth).astype(np.uint8)
-    highest: NDArray[np.bool_] = mask & (h_maxima(steps, _PROMINENCE) > 0)
+    highest: NDArray[np.bool_] = mask & (smooth == maximum_filter(smooth, _WINDOW))
     return highest
