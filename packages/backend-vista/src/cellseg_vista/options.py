@@ -191,7 +191,7 @@ class Vista2dOptions(VistaOptions):
 class Vista3dOptions(VistaOptions):
     """What ``cellseg train --backend vista3d`` takes."""
 
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     """Peak learning rate, reached after the warm-up."""
     patch_size: int = Field(128, ge=16, le=16384)
     """Height and width of a training patch in voxels; smaller volumes are padded."""
@@ -201,21 +201,6 @@ class Vista3dOptions(VistaOptions):
     """Patches in a batch, on each device."""
     patches_per_image: int = Field(32, ge=1)
     """Patches of an epoch, for each training volume."""
-    weight_distance: float = Field(3.0, ge=0)
-    """Weight of the loss of the distance map, which says how deep in its object a pixel lies."""
-    weight_contact: float = Field(1.0, ge=1)
-    """How much more than others the pixels between touching objects weigh in the distance's
-    loss."""
-    weight_pull: float = Field(0.03, ge=0)
-    """Weight of the term that draws the pixels of an object together in the embedding."""
-    weight_push: float = Field(0.03, ge=0)
-    """Weight of the term that drives objects apart in the embedding."""
-    weight_edge: float = Field(1.0, ge=1)
-    """How much more than others the pixels at the edge of an object weigh in the embedding's
-    loss."""
-    weight_bone: float = Field(1.0, ge=1)
-    """Factor of the same weights in the middle of an object, to which they grow from 1 at depth 0;
-    it multiplies --weight-edge."""
 
     @model_validator(mode="after")
     def _cubes(self) -> Vista3dOptions:
