@@ -125,20 +125,18 @@ def search(
             best, reached = _better(tried, score, best, reached, steady=main in _STEADY)
             scores[method] = max(scores.get(method, 0.0), *map(score, tried))
     reached = score(best)
-    grids: dict[str, Sequence[object]] = {
-        "seed_threshold": _SEEDS,
-        "foreground_threshold": _FOREGROUND,
-        _MAIN[best.method][0]: _MAIN[best.method][1],
-        "min_size": _SIZES[len(spacing)],
-    }
-    for name in _STEADY:
-        grids.pop(name, None)
+    main, values = _MAIN[best.method]
+    grids: dict[str, Sequence[object]] = {"foreground_threshold": _FOREGROUND}
+    if "seed_threshold" in USED[best.method]:
+        grids = {"seed_threshold": _SEEDS, **grids}
+    if main not in _STEADY:
+        grids[main] = values
+    grids["min_size"] = _SIZES[len(spacing)]
     for _ in range(_ROUNDS):
         before = best
-        for name, values in grids.items():
-            if name in USED[best.method] or name in ("foreground_threshold", "min_size"):
-                tried = [_with(best, name, value) for value in values]
-                best, reached = _better(tried, score, best, reached)
+        for name, grid in grids.items():
+            tried = [_with(best, name, value) for value in grid]
+            best, reached = _better(tried, score, best, reached)
         if best == before:
             break
     return Choice(best, scores)

@@ -68,10 +68,10 @@ class VistaLearner(nn.Module):
 
     def validation_step(self, batch: Any) -> Mapping[str, tuple[float, float]]:
         """The losses, the share of voxels of the right class (of those that the semantic loss does
-        not leave out), and how well the objects that are
-        predicted, foreground included, match the true ones where those are known: ``f1@0.5``,
-        ``mean_f1`` and ``msa`` over ``THRESHOLDS``, the adapted Rand error ``are``, and ``score``,
-        their ``quality``; of ``msa`` and ``score`` the mean over the batches that have objects."""
+        not leave out), and how well the objects that are predicted, foreground included, match the
+        true ones where those are known: ``f1@0.5``, ``mean_f1`` and ``msa`` over ``THRESHOLDS``,
+        the adapted Rand error ``are``, and ``score``, their ``quality``; of ``msa`` and ``score``
+        the mean over the batches that have objects."""
         maps = self.network(batch["image"])
         count = float(len(batch["image"]))
         terms = self._losses(maps, batch)

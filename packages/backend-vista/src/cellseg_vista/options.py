@@ -117,6 +117,8 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
     it multiplies --weight-edge."""
     val_patches: int = Field(32, ge=1)
     """How many patches to validate on at most, evenly spread over the validation images."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate, reached after the warm-up."""
     save_top_k: int = Field(3, ge=0)
     """Keep the weights of this many best validations. The best are the result; with 0 the last."""
 
@@ -170,8 +172,6 @@ class VistaOptions(TorchOptions, PatchOptions, AugmentOptions):
 class Vista2dOptions(VistaOptions):
     """What ``cellseg train --backend vista2d`` takes."""
 
-    learning_rate: float = Field(2e-3, gt=0)
-    """Peak learning rate, reached after the warm-up."""
     patch_size: int = Field(192, ge=16, le=16384)
     """Height and width of a training patch in pixels; smaller images are padded."""
 
@@ -191,8 +191,6 @@ class Vista2dOptions(VistaOptions):
 class Vista3dOptions(VistaOptions):
     """What ``cellseg train --backend vista3d`` takes."""
 
-    learning_rate: float = Field(2e-3, gt=0)
-    """Peak learning rate, reached after the warm-up."""
     patch_size: int = Field(128, ge=16, le=16384)
     """Height and width of a training patch in voxels; smaller volumes are padded."""
     patch_depth: int = Field(32, ge=2, le=16384)

@@ -65,7 +65,6 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
     classes = job.train[0].classes or _ONE_CLASS
     _check(options, classes)
     spacing = _spacing([sample.spacing for sample in job.train], dims)
-    shape = (options.patch_depth, options.patch_size, options.patch_size)
     if options.swap_depth_probability and max(spacing) > _CUBE * min(spacing):
         raise ConfigError(
             f"--swap-depth-probability: the voxels are no cubes, but {_listed(spacing)} µm.",
@@ -86,7 +85,9 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
         judged = Targets(options, dims, job.val)
         val = None
         if job.val:
-            val = ValidationPatches(PatchGrid(job.val, shape), judged, options.val_patches)
+            val = ValidationPatches(
+                PatchGrid(job.val, options.patch_shape), judged, options.val_patches
+            )
         loaders = Loaders(
             train=TrainingPatches(sampler, Targets(options, dims, job.train), options, job.seed),
             epoch_samples=options.patches_per_image * len(job.train),
@@ -140,7 +141,7 @@ def _network(
         deep_supervision=options.deep_supervision,
         levels=options.levels,
         spacing=spacing,
-        patch=(options.patch_depth, options.patch_size, options.patch_size)[3 - dims :],
+        patch=options.patch_shape[3 - dims :],
     )
     with seeded(job.seed):
         network = Network(architecture)

@@ -52,8 +52,12 @@ class Crop:
         return self.whole.dtype
 
     def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
-        """The block under ``key``, one slice (step 1) for each axis, counted within the part."""
-        place = len(self.whole.shape) - 3 + self.axis
+        """The block under ``key``, one slice (step 1) for each axis, counted within the part;
+        fewer mean all of the rest."""
+        count = len(self.whole.shape)
+        place = count - 3 + self.axis
+        key = key if isinstance(key, tuple) else (key,)
+        key = (*key, *[slice(None)] * (count - len(key)))
         first, last, step = key[place].indices(self.stop - self.start)
         if step != 1:
             raise TypeError(f"Only slices of step 1 are read, not {key!r}.")

@@ -120,7 +120,7 @@ class PatchSampler:
         """A sampler as the options ask for."""
         return cls(
             samples,
-            (options.patch_depth, options.patch_size, options.patch_size),
+            options.patch_shape,
             min_instances=options.min_instances,
             min_instance_size=options.min_instance_size,
             balance_classes=options.balance_classes,

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from cellseg.data import ZYX
 from cellseg.options import Options
 
 Method = Literal["percentile", "min-max", "z-score", "none"]
@@ -115,6 +116,11 @@ class PatchOptions(Options):
         if self.cache_rate is not None and self.cache != type(self).model_fields["cache"].default:
             raise ValueError("--cache and --cache-rate exclude each other")
         return self
+
+    @property
+    def patch_shape(self) -> ZYX:
+        """Of a training patch, ``(z, y, x)`` in voxels."""
+        return self.patch_depth, self.patch_size, self.patch_size
 
 
 class AugmentOptions(Options):

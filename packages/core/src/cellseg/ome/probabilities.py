@@ -13,6 +13,7 @@ from cellseg.ome.write import (
     Layout,
     chunk_of,
     consolidate_again,
+    level_array,
     multiscales,
     new_layout,
     write_group,
@@ -44,7 +45,10 @@ def write_probabilities(result: Result, group: Path, layout: Layout) -> None:
     layout = _with_classes(layout)
     attributes = multiscales(layout, result.name + PROBABILITIES)
     write_group(group, attributes | {"omero": _channels(result)}, layout.version)
-    arrays = [_array(group, number, layout, result) for number in range(len(layout.levels))]
+    count = result.probabilities[0].shape[0]
+    arrays = [
+        level_array(group, level, layout, result, np.float32, count) for level in layout.levels
+    ]
     for frame, kind, box, values in result.probability_blocks(chunk_of(result.block, result.shape)):
         key, block = place(layout.names, frame, box.slices, values, kind)
         arrays[0][key] = block
@@ -72,25 +76,6 @@ def _channels(result: Result) -> dict[str, Any]:
             for number, name in enumerate(names)
         ]
     }
-
-
-def _array(group: Path, number: int, layout: Layout, result: Result) -> Any:
-    import zarr
-
-    level, names, old = layout.levels[number], layout.names, layout.version == "0.4"
-    counts = {"t": len(result.frames), "c": result.probabilities[0].shape[0]}
-    sizes = counts | dict(zip("zyx", level.shape, strict=True))
-    chunk = {"t": 1, "c": 1} | dict(zip("zyx", chunk_of(result.block, level.shape), strict=True))
-    return zarr.create_array(
-        str(group / level.path),
-        shape=tuple(sizes[n] for n in names),
-        chunks=tuple(chunk[n] for n in names),
-        dtype=np.float32,
-        fill_value=0,
-        zarr_format=2 if old else 3,
-        dimension_names=None if old else list(names),
-        chunk_key_encoding={"name": "v2" if old else "default", "separator": "/"},
-    )
 
 
 def _halve(result: Result, layout: Layout, arrays: tuple[Any, Any], number: int) -> None:

@@ -164,7 +164,7 @@ def new_layout(result: Result, container: Path | None = None) -> Layout:
 def _write_levels(result: Result, layout: Layout, group: Path, label_name: str) -> None:
     attributes = multiscales(layout, label_name) | {"image-label": _image_label(layout.version)}
     write_group(group, attributes, layout.version)
-    arrays = [_array(group, level, layout, result) for level in layout.levels]
+    arrays = [level_array(group, level, layout, result, np.uint32) for level in layout.levels]
     z, y, x = chunk_of(result.block, result.shape)
     levels = layout.levels
     halved = len(levels) > 1 and _is_half(levels[0].shape, levels[1].shape)
@@ -205,18 +205,21 @@ def _is_half(above: ZYX, here: ZYX) -> bool:
     )
 
 
-def _array(group: Path, level: Level, layout: Layout, result: Result) -> Any:
+def level_array(
+    group: Path, level: Level, layout: Layout, result: Result, dtype: type, channels: int = 1
+) -> Any:
+    """A new array for a level, filled with 0; a chunk holds one channel of one frame."""
     import zarr
 
-    sizes = dict(zip("zyx", level.shape, strict=True)) | {"t": len(result.frames)}
-    chunk = dict(zip("zyx", chunk_of(result.block, level.shape), strict=True)) | {"t": 1}
-    names = layout.names
-    old = layout.version == "0.4"
+    counts = {"t": len(result.frames), "c": channels}
+    sizes = counts | dict(zip("zyx", level.shape, strict=True))
+    chunk = {"t": 1, "c": 1} | dict(zip("zyx", chunk_of(result.block, level.shape), strict=True))
+    names, old = layout.names, layout.version == "0.4"
     return zarr.create_array(
         str(group / level.path),
         shape=tuple(sizes[n] for n in names),
         chunks=tuple(chunk[n] for n in names),
-        dtype=np.uint32,
+        dtype=dtype,
         fill_value=0,
         zarr_format=2 if old else 3,
         dimension_names=None if old else list(names),

@@ -15,46 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.classes import SHIFT, UNKNOWN
-from cellseg.data import ZYX, LazyArray
+from cellseg.data import LazyArray
 from cellseg.errors import DataError
 from cellseg.intensity import block_slices
 
 _LIMIT = (1 << SHIFT) - 1
 """Ids of a class lie below this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cropped:
-    """A box of an array; of its last three axes."""
-
-    array: LazyArray
-    start: ZYX
-    extent: ZYX
-
-    @property
-    def where(self) -> str:
-        """The file, and the array in it."""
-        return str(getattr(self.array, "where", ""))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length of each axis."""
-        return (*self.array.shape[:-3], *self.extent)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the elements."""
-        return self.array.dtype
-
-    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
-        """Read one block."""
-        lead = len(self.array.shape) - 3
-        parts = _ranges(key, self.shape)
-        moved = (
-            slice(part.start + at, part.stop + at)
-            for part, at in zip(parts[lead:], self.start, strict=True)
-        )
-        return self.array[(*parts[:lead], *moved)]
 
 
 class Coded:

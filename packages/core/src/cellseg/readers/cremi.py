@@ -15,7 +15,8 @@ from typing import Any
 from cellseg.classes import UNKNOWN
 from cellseg.data import ZYX, LazyArray, Sample, Spacing
 from cellseg.errors import ConfigError, DataError
-from cellseg.readers.composed import ClassLabels, Cropped, Layer
+from cellseg.parts import Crop
+from cellseg.readers.composed import ClassLabels, Layer
 from cellseg.readers.containers import array_of, hdf5_tree
 from cellseg.readers.options import ReaderOptions
 from cellseg.readers.problems import Problems, damaged
@@ -99,10 +100,10 @@ def _cut(file: Path, image: LazyArray, start: ZYX, extent: Sequence[int]) -> Laz
             f"{file}: the labels do not lie within the image: {tuple(extent)} voxels from {start}, "
             f"in {tuple(size)} (z, y, x)."
         )
-    if tuple(size) == tuple(extent):
-        return image
-    depth, height, width = extent
-    return Cropped(image, start, (depth, height, width))
+    for axis, (at, n, m) in enumerate(zip(start, extent, size, strict=True)):
+        if n < m:
+            image = Crop(image, axis, at, at + n)
+    return image
 
 
 def _labels(stored: Stored, file: Path) -> LazyArray:
