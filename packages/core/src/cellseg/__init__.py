@@ -5,9 +5,11 @@ Importing this package is cheap: it pulls in pluggy and pydantic, nothing else.
 
 from cellseg.data import (
     Dataset,
+    Features,
     Image,
     Labels,
     LazyArray,
+    Prompt,
     Sample,
     Segmentation,
     Spacing,
@@ -33,7 +35,9 @@ from cellseg.hookspecs import hookimpl
 from cellseg.options import NoOptions, Options
 from cellseg.specs import (
     BaseWeights,
+    CalibrateJob,
     DatasetSpec,
+    Embedder,
     ExporterSpec,
     ExportJob,
     PredictJob,
@@ -46,6 +50,7 @@ from cellseg.specs import (
 
 __all__ = [
     "BaseWeights",
+    "CalibrateJob",
     "CellsegError",
     "Checkpointed",
     "ConfigError",
@@ -54,11 +59,13 @@ __all__ = [
     "DatasetSpec",
     "DeviceError",
     "DivergedError",
+    "Embedder",
     "Emit",
     "Event",
     "ExportJob",
     "ExporterSpec",
     "Failed",
+    "Features",
     "Image",
     "InterruptedRunError",
     "Labels",
@@ -72,6 +79,7 @@ __all__ = [
     "Predictor",
     "PredictorSpec",
     "Progress",
+    "Prompt",
     "Resumed",
     "Sample",
     "Segmentation",

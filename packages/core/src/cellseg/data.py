@@ -84,6 +84,23 @@ Dataset: TypeAlias = Sequence[Sample]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What shows one object: points on it and beside it, a box around it, or both.
+
+    Coordinates are continuous, in voxels ``(z, y, x)``: voxel ``i`` reaches from ``i`` to
+    ``i + 1``, so its middle is at ``i + 0.5``.
+    """
+
+    points: tuple[tuple[float, float, float], ...] = ()
+    positive: tuple[bool, ...] = ()
+    """For each point whether it lies on the object, or beside it."""
+    box: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    """First and last corner."""
+    name: str = ""
+    """What the user's file calls it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
     """A piece of an image as a predictor sees it, halo included, normalised by core."""
 
@@ -91,6 +108,8 @@ class Tile:
     """``(c, z, y, x)`` float32."""
     spacing: Spacing = (1.0, 1.0, 1.0)
     """Voxel size in micrometres, ``(z, y, x)``."""
+    prompts: tuple[Prompt, ...] | None = None
+    """The objects to segment, in coordinates of the tile; None where the user gives no prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +125,17 @@ class Segmentation:
     probabilities: NDArray[np.float32] | None = None
     """``(k, z, y, x)`` float32, 0 to 1: the probability of each of the bundle's ``classes`` at each
     voxel of the tile. Only where ``PredictJob.probabilities`` asks for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a model sees in a tile: a vector for each cell of a grid over it."""
+
+    values: NDArray[np.float32]
+    """``(d, z, y, x)`` float32; the grid covers the tile, and may reach beyond its end."""
+    step: tuple[float, float, float]
+    """Voxels of the tile in a cell, ``(z, y, x)``: cell ``i`` covers voxels from ``i * step`` to
+    ``(i + 1) * step``. Not necessarily whole numbers, and other ones for each axis."""
 
 
 @dataclass(frozen=True, slots=True)

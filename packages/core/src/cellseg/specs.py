@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar
 
-from cellseg.data import Dataset, Segmentation, Tile, Tiling
+from cellseg.data import Dataset, Features, Segmentation, Tile, Tiling
 from cellseg.events import Emit
 from cellseg.options import NoOptions, Options
 
@@ -19,6 +19,9 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 Predictor: TypeAlias = Callable[[Sequence[Tile]], Sequence[Segmentation]]
 """Segments a batch of tiles of one shape; as many results, in the same order."""
+
+Embedder: TypeAlias = Callable[[Sequence[Tile]], Sequence[Features]]
+"""Describes a batch of tiles of one shape; as many results, in the same order."""
 
 Task: TypeAlias = Literal["2d", "3d", "tracking", "few-shot"]
 
@@ -92,6 +95,23 @@ class PredictJob(Generic[OptionsT]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrateJob(Generic[OptionsT]):
+    """Everything needed to find the options that suit a model, from labelled images."""
+
+    options: OptionsT
+    """Where to start from: what the model stores, and over it what the user gives."""
+    given: frozenset[str]
+    """Names of the options that the user gives; these stay as they are."""
+    samples: Dataset
+    """With labels; images normalised as the model's bundle says."""
+    tiling: Tiling
+    """How prediction will cut the images."""
+    device: str
+    model: Path | None = None
+    """The directory some trainer filled, or None for the backend's own weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportJob(Generic[OptionsT]):
     """Everything needed to convert a trained model."""
 
@@ -113,6 +133,9 @@ class Spec(Generic[OptionsT]):
     """One line, no full stop."""
     options: type[OptionsT] = NoOptions  # type: ignore[assignment]
     """The class of the options, with defaults and help texts."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Names that users of other tools know, and the option (of core, of a reader or of this plugin)
+    that each is; accepted on the command line and in config files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +179,15 @@ class PredictorSpec(Spec[OptionsT]):
     """What the model is for; without ``3d``, a volume is segmented slice by slice."""
     probabilities: bool = False
     """Whether it can give the probability of each class at each voxel."""
+    prompts: bool = False
+    """Whether it can segment what points and boxes (``Tile.prompts``) show."""
+    link_slices: bool = False
+    """Whether objects of neighbouring planes of a volume are linked, unless the user says
+    otherwise; for backends that segment plane by plane."""
+    calibrate: Callable[[CalibrateJob[OptionsT], Emit], Mapping[str, object]] | None = None
+    """Finds the options that predict labelled images best, for ``cellseg calibrate``."""
+    embed: Callable[[PredictJob[OptionsT]], Embedder] | None = None
+    """Loads what describes each place of a tile by a vector, for ``cellseg embed``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""The microsam backend of cellseg: Segment Anything for microscopy, on micro-SAM's models."""
