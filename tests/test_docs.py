@@ -30,7 +30,14 @@ def test_every_hook_is_documented() -> None:
 
 
 def test_every_card_field_is_documented() -> None:
-    cards = [*KINDS, specs.TrainJob, specs.PredictJob, specs.ExportJob, specs.Trained]
+    cards = [
+        *KINDS,
+        specs.TrainJob,
+        specs.PredictJob,
+        specs.CalibrateJob,
+        specs.ExportJob,
+        specs.Trained,
+    ]
     for card in cards:
         assert f"`{card.__name__}`" in WRITING, card
         for field in dataclasses.fields(card):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from cellseg import (
     Emit,
+    ExporterSpec,
+    ExportJob,
     PredictJob,
     Predictor,
     PredictorSpec,
@@ -16,6 +20,7 @@ from cellseg import (
     hookimpl,
 )
 from cellseg.specs import CalibrateJob, Embedder
+from cellseg_microsam.export_options import NativeOptions, OnnxOptions, PackageOptions
 from cellseg_microsam.options import MicrosamOptions
 from cellseg_microsam.predict_options import MicrosamPredictOptions
 from cellseg_microsam.presets import PRESETS
@@ -87,4 +92,46 @@ def cellseg_predictors() -> Iterator[PredictorSpec[MicrosamPredictOptions]]:
         prompts=True,
         link_slices=True,
         tiling=Tiling(core=(1, 1024, 1024), halo=(0, 64, 64)),
+    )
+
+
+@hookimpl
+def cellseg_exporters() -> Iterator[ExporterSpec[Any]]:
+    """Write the model for other software."""
+
+    def native(job: ExportJob[NativeOptions], emit: Emit) -> Path:
+        from cellseg_microsam.export import export_native
+
+        return export_native(job, emit)
+
+    def onnx(job: ExportJob[OnnxOptions], emit: Emit) -> Path:
+        from cellseg_microsam.export import export_onnx
+
+        return export_onnx(job, emit)
+
+    def bioimageio(job: ExportJob[PackageOptions], emit: Emit) -> Path:
+        from cellseg_microsam.export import export_bioimageio
+
+        return export_bioimageio(job, emit)
+
+    yield ExporterSpec(
+        name="micro-sam",
+        summary="micro-SAM's own format, for its napari plugin and command line; read back by it",
+        options=NativeOptions,
+        export=native,
+        backend="microsam",
+    )
+    yield ExporterSpec(
+        name="onnx",
+        summary="the decoder of masks as one ONNX file, checked in ONNX Runtime",
+        options=OnnxOptions,
+        export=onnx,
+        backend="microsam",
+    )
+    yield ExporterSpec(
+        name="bioimageio",
+        summary="a bioimage.io package of encoder and decoder, tested offline",
+        options=PackageOptions,
+        export=bioimageio,
+        backend="microsam",
     )

@@ -10,12 +10,13 @@ from torch import Tensor, nn  # noqa: TID253
 
 from cellseg import Emit, ExportJob, PredictorSpec
 from cellseg.bundle import Bundle
-from cellseg.events import Note
 from cellseg.plugins import Plugins
 from cellseg.torch.export import (
     Output,
     Package,
     Program,
+    tell_difference,
+    tell_missing,
     write_bioimageio,
     write_onnx,
     write_pt2,
@@ -98,10 +99,8 @@ def export_bioimageio(job: ExportJob[BioimageioOptions], emit: Emit) -> Path:
         job.target,
         job.options,
     )
-    _report(worst, emit)
-    missing = [f"--{name}" for name in ("author", "licence") if not getattr(job.options, name)]
-    if missing:
-        emit(Note(f"To be published on bioimage.io, it still needs {' and '.join(missing)}."))
+    tell_difference(worst, emit)
+    tell_missing(job.options, emit)
     return job.target
 
 
@@ -140,9 +139,6 @@ def package(network: Network, bundle: Bundle) -> Package:
 def _export(
     write: Callable[[Program, Path, float], float], job: ExportJob[ExportOptions], emit: Emit
 ) -> Path:
-    _report(write(program(Network.load(job.model)), job.target, job.options.tolerance), emit)
+    worst = write(program(Network.load(job.model)), job.target, job.options.tolerance)
+    tell_difference(worst, emit)
     return job.target
-
-
-def _report(worst: float, emit: Emit) -> None:
-    emit(Note(f"The exported network gives the original's results within {worst:.2g}."))
