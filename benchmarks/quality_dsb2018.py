@@ -111,7 +111,8 @@ def compare(name: str, source: Path, plan: Plan, folder: Path) -> None:
     counts = copy_split(source, plan, folder)
     print(f"{name}: {counts['train']} images to train, {counts['val']} to validate, ", end="")
     print(f"{counts['test']} to score\n")
-    minutes, cpu_minutes = fit(plan, folder)
+    options = {**OPTIONS, **plan.options}
+    minutes, cpu_minutes = fit("vista2d", options, plan.epochs, MINUTES, folder)
     predict(
         Plugins(),
         folder / "test/images",
@@ -181,8 +182,10 @@ def copy_split(source: Path, plan: Plan, folder: Path) -> dict[str, int]:
     return {part: len(members) for part, members in parts.items()}
 
 
-def fit(plan: Plan, folder: Path) -> tuple[float, float]:
-    """Train for at most ``MINUTES``; wall and CPU minutes."""
+def fit(
+    backend: str, options: dict[str, object], epochs: int, limit: float, folder: Path
+) -> tuple[float, float]:
+    """Train for at most ``limit`` CPU minutes; wall and CPU minutes."""
     start, cpu = time.monotonic(), time.process_time()
     best: list[Validated] = []
 
@@ -196,22 +199,21 @@ def fit(plan: Plan, folder: Path) -> tuple[float, float]:
 
     def late() -> bool:
         # CPU time, so that a computer that is busy otherwise trains as long as an idle one.
-        return (time.process_time() - cpu) / 60 > MINUTES - 0.3
+        return (time.process_time() - cpu) / 60 > limit - 0.3
 
     try:
         train(
             Plugins(),
-            "vista2d",
+            backend,
             folder / "train",
             folder / "run",
-            settings=TrainSettings(val=folder / "val", epochs=plan.epochs, device="cpu"),
-            options={**OPTIONS, **plan.options},
+            settings=TrainSettings(val=folder / "val", epochs=epochs, device="cpu"),
+            options=options,
             emit=emit,
             interrupted=late,
         )
     except InterruptedRunError:
-        epochs = best[-1].epoch
-        resume(Plugins(), folder / "run", epochs=epochs, emit=emit)
+        resume(Plugins(), folder / "run", epochs=best[-1].epoch, emit=emit)
     print()
     return (time.monotonic() - start) / 60, (time.process_time() - cpu) / 60
 
