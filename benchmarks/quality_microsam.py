@@ -63,9 +63,10 @@ With published weights and a GPU, the same split and scores:
     cellseg predict test/images --model run -o predicted
     cellseg evaluate predicted test
 
-Expect an F1 at IoU .5 above 0.80, which vista2d reaches from nothing on the same images, and most of it
-before any training: vit_b_lm has seen fluorescent nuclei, those of this collection among them. Its
-authors' figures are in doi:10.1038/s41592-024-02580-4. None of this was run here.
+Expect an F1 at IoU .5 above 0.80, which vista2d reaches from nothing on the same images, and most
+of it before any training: vit_b_lm has seen this collection of nuclei, so that here it is no test
+of what it makes of new ones. Its authors' figures are in doi:10.1038/s41592-024-02580-4. None of
+this was run here.
 """
 
 

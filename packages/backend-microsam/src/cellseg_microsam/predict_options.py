@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from cellseg.options import Options, flag
 from cellseg_microsam.model_types import ModelType
+
+Mode: TypeAlias = Literal["ais", "apg", "amg", "prompts"]
 
 USED: Mapping[str, tuple[str, ...]] = {
     "ais": (
@@ -70,7 +72,8 @@ class MicrosamPredictOptions(Options):
     }
 
     model_type: ModelType | None = None
-    """Published weights to segment with where no --model is given; vit_b_lm if not given."""
+    """Published weights to segment with where no --model is given; vit_b_lm if not given. With
+    --checkpoint, the model whose thresholds suit it."""
     checkpoint: Path | None = None
     """A file with weights instead of a download, where no --model is given."""
     precision: Literal["32-true", "bf16", "fp16"] = "32-true"
@@ -95,11 +98,12 @@ class MicrosamPredictOptions(Options):
     model."""
     boundary_distance_threshold: float | None = Field(None, ge=0, le=1)
     """Pixels deeper in their object than this are seeds; by default what suits the model."""
-    foreground_smoothing: float = Field(1.0, ge=0, le=50)
-    """Width of the Gaussian that smooths the foreground, in pixels."""
+    foreground_smoothing: float | None = Field(None, ge=0, le=50)
+    """Width of the Gaussian that smooths the foreground, in pixels; by default 1 for ais, and 0
+    for apg."""
     distance_smoothing: float | None = Field(None, ge=0, le=50)
     """Width of the Gaussian that smooths both distances, in pixels; by default what suits the
-    model."""
+    model for ais, and 0 for apg."""
     multimask: bool = False
     """Take the best of three answers to each point, where an object and its parts differ."""
     refine_with_boxes: bool = False
@@ -125,13 +129,22 @@ class MicrosamPredictOptions(Options):
 
     @model_validator(mode="after")
     def _options_act(self) -> MicrosamPredictOptions:
-        if self.segmentation_mode == "auto":
-            return self
-        used = USED[self.segmentation_mode]
-        fields = type(self).model_fields
-        for name in sorted({name for names in USED.values() for name in names} - {*used}):
-            if getattr(self, name) != fields[name].default:
+        if self.segmentation_mode != "auto":
+            idle = self.unused(self.segmentation_mode)
+            if idle:
                 raise ValueError(
-                    f"{flag(name)} does nothing with --segmentation-mode {self.segmentation_mode}"
+                    f"{' and '.join(idle)}: nothing to do with --segmentation-mode"
+                    f" {self.segmentation_mode}"
                 )
         return self
+
+    def unused(self, *modes: str) -> list[str]:
+        """Flags that were given and that none of the ways to segment uses."""
+        used = {name for mode in modes for name in USED[mode]}
+        every = dict.fromkeys(name for names in USED.values() for name in names)
+        fields = type(self).model_fields
+        return [
+            flag(name)
+            for name in every
+            if name not in used and getattr(self, name) != fields[name].default
+        ]

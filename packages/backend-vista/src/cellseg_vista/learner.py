@@ -64,6 +64,7 @@ class VistaLearner(nn.Module):
 
     def training_step(self, batch: Any) -> Mapping[str, Tensor]:
         """All terms of the loss, and their weighted sum."""
+        self._seen.clear()  # of a validation that was not drawn
         return self._losses(self.network(batch["image"]), batch)
 
     def validation_step(self, batch: Any) -> Mapping[str, tuple[float, float]]:
@@ -95,12 +96,12 @@ class VistaLearner(nn.Module):
         return results | _scored(total, dense)
 
     def write_previews(self, directory: Path, epoch: int) -> None:
-        """The last patches of the validation, truth in blue under prediction in orange."""
-        from cellseg_vista.previews import write_preview
+        """The last patches of the validation, with what is true and what is found."""
+        from cellseg.report.panels import write_panels
 
         panels = [(seen.image, seen.truth, seen.found) for seen in self._seen]
         if panels:
-            write_preview(panels, directory / f"epoch-{epoch:04d}.png")
+            write_panels(panels, directory / f"epoch-{epoch:04d}.png")
         self._seen.clear()
 
     def _losses(self, maps: Maps, batch: Any) -> dict[str, Tensor]:

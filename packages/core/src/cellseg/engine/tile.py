@@ -39,6 +39,17 @@ class Objects:
         """Number of objects."""
         return len(self.area)
 
+    def chosen(self, which: NDArray[np.bool_]) -> Objects:
+        """Some of the objects."""
+        return Objects(
+            self.area[which],
+            self.centroid[which],
+            self.low[which],
+            self.high[which],
+            self.score[which],
+            self.kind[which],
+        )
+
 
 def no_objects() -> Objects:
     """Of a tile without any."""

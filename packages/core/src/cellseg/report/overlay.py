@@ -16,6 +16,7 @@ from cellseg.data import Image, LazyArray
 from cellseg.errors import DataError
 from cellseg.metrics import match, overlaps
 from cellseg.report.drawing import (
+    Picture,
     draw_lines,
     encoded,
     enlarged,
@@ -55,6 +56,16 @@ def overlay(
     Raises:
         DataError: the shapes do not belong together.
     """
+    return encoded(overlaid(image, prediction, truth, side))
+
+
+def overlaid(
+    image: Image | None,
+    prediction: NDArray[Any],
+    truth: NDArray[Any] | None = None,
+    side: int = SIDE,
+) -> Picture:
+    """The picture that :func:`overlay` encodes; arguments and errors are the same."""
     _check(image, prediction, truth)
     shape: tuple[int, int] = prediction.shape[-2:]
     scale = scale_for(shape, side)
@@ -67,7 +78,7 @@ def overlay(
     draw_lines(canvas, outlines(prediction[0], scale), PREDICTION, dash=0)
     if truth is not None:
         draw_lines(canvas, outlines(truth[0], scale), TRUTH, dash=5)
-    return encoded(canvas)
+    return canvas
 
 
 def plane_of(labels: LazyArray) -> int:

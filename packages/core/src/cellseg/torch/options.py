@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cellseg.options import Options
 
@@ -27,6 +27,7 @@ class TorchOptions(Options):
         "Hardware": ("precision", "devices", "strategy", "num_workers", "threads"),
         "Checkpoints and logs": (
             "validate_every",
+            "preview_every",
             "checkpoint_every",
             "save_top_k",
             "early_stopping",
@@ -69,6 +70,10 @@ class TorchOptions(Options):
     networks are faster with 1, and many times faster where the computer does other work too."""
     validate_every: int = Field(1, ge=1)
     """Epochs from one validation to the next; the last epoch always ends with one."""
+    preview_every: int | None = Field(None, ge=0)
+    """Epochs from one set of preview pictures to the next, of what the current weights do; the last
+    epoch gets one too. A multiple of --validate-every; if not given, each validation draws one. 0
+    draws none."""
     checkpoint_every: int = Field(0, ge=0)
     """Steps between checkpoints within an epoch; 0 makes one at the end of each epoch only."""
     save_top_k: int = Field(1, ge=0)
@@ -77,3 +82,12 @@ class TorchOptions(Options):
     """Stop after this many validations without a better score; 0 never does."""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to TensorBoard or Weights & Biases, where that is installed."""
+
+    @model_validator(mode="after")
+    def _previews_follow_validations(self) -> TorchOptions:
+        if self.preview_every and self.preview_every % self.validate_every:
+            raise ValueError(
+                f"--preview-every {self.preview_every} must be a multiple of --validate-every "
+                f"{self.validate_every}: pictures are drawn of what a validation saw"
+            )
+        return self

@@ -48,7 +48,8 @@ class Learner(Protocol):
         and denominators are summed over all batches before they are divided."""
 
     def write_previews(self, directory: Path, epoch: int) -> None:
-        """Draw what the last validation saw; called after each one."""
+        """Draw what the last validation saw, and none before it; called after those that
+        ``preview_every`` asks for."""
 
 
 @dataclass(frozen=True)
@@ -297,8 +298,16 @@ class _Loop:
             self.metrics = self._divide(sums)
             best = self._rank_weights()
         self.emit(Validated(self.at.step, self.metrics, best, self.at.epoch))
-        if self.fabric.is_global_zero:
+        if self.fabric.is_global_zero and self._pictured():
             self.learner.write_previews(self.job.previews, self.at.epoch)
+
+    def _pictured(self) -> bool:
+        """Whether pictures are drawn of the validation after this epoch."""
+        every = self.options.preview_every
+        if every is None:
+            return True
+        last = self.at.epoch == self.job.epochs
+        return every > 0 and (last or self.at.epoch % every == 0)
 
     def _divide(self, sums: dict[str, list[float]]) -> dict[str, float]:
         self.terms.refuse_difference(sums, "validation_step")
