@@ -18,9 +18,9 @@ HEAVY = {
 }  # fmt: skip
 LIGHT = ["errors", "events", "options", "data", "files", "specs", "hookspecs", "plugins", "builtin",
          "bundle", "runs", "splits", "parts", "classes", "catalogue", "sampling_options",
-         "normalise"]  # fmt: skip
+         "normalise", "geojson", "prompting", "prompt_files"]  # fmt: skip
 COMMANDS = ["train", "resume", "predict", "evaluate", "export", "backends", "check-data", "doctor",
-            "init", "demo", "new-backend", "preview-augmentation", "data"]  # fmt: skip
+            "init", "demo", "new-backend", "preview-augmentation", "augment", "data"]  # fmt: skip
 
 
 def sources(folder: Path) -> list[Path]:

@@ -117,6 +117,16 @@ def test_it_reports_losses_scores_and_pictures(dims: int, tmp_path: Path) -> Non
     assert {name: found[name] for name in trained.calibrated} == trained.calibrated
 
 
+def test_pictures_show_the_last_validation_alone(tmp_path: Path) -> None:
+    import cv2
+
+    options = OPTIONS[2].model_copy(update={"preview_every": 2})
+    train(make_job(tmp_path, val=[blobs(3, (1, 32, 32))], options=options))
+    (picture,) = (tmp_path / "previews").iterdir()
+    height, width, _ = cv2.imread(str(picture)).shape
+    assert picture.name == "epoch-0002.png" and width == height, "one patch, not one of each epoch"
+
+
 def test_without_validation_nothing_is_calibrated(tmp_path: Path) -> None:
     trained, events = train(make_job(tmp_path, val=[]))
     assert trained.calibrated == {}

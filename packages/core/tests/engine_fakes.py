@@ -33,6 +33,8 @@ class LabelOptions(cs.Options):
     """Whether to give scores and classes."""
     ids: str = "dense"
     """Whether labels are dense, sparse (with gaps) or huge."""
+    levels: bool = False
+    """Whether touching objects of other brightness are others."""
 
 
 def open_npy(path: Path, options: NpyOptions, labelled: bool) -> cs.Dataset:
@@ -79,6 +81,9 @@ def load_label(job: cs.PredictJob[LabelOptions]) -> cs.Predictor:
         if options.bad and str(mask.sum()) in Path(options.bad).read_text().split():
             raise ArithmeticError("the network exploded")
         labels = cc3d.connected_components(mask, connectivity=26)
+        if options.levels:
+            levels = (mask * tile.image[0] * 1000).round().astype(np.uint16)
+            labels = cc3d.connected_components(levels, connectivity=26)
         if options.ids == "sparse":
             labels = labels.astype(np.int64) * 7
         if options.ids == "huge":
@@ -106,6 +111,28 @@ def load_label(job: cs.PredictJob[LabelOptions]) -> cs.Predictor:
         return [] if options.fault == "count" else found
 
     return predict
+
+
+def load_prompted(job: cs.PredictJob[LabelOptions]) -> cs.Predictor:
+    """A disc of radius 7 around the first point of each prompt, or its box."""
+
+    def segment(tile: cs.Tile) -> cs.Segmentation:
+        assert tile.prompts is not None
+        _, z, y, x = tile.image.shape
+        if job.options.fits and z * y * x > job.options.fits:
+            raise MemoryError
+        labels = np.zeros((z, y, x), np.uint16)
+        grid = np.indices((y, x)) + 0.5
+        for number, prompt in enumerate(tile.prompts, 1):
+            if prompt.box is not None:
+                low, high = np.floor(prompt.box).astype(int)
+                labels[0, low[1] : high[1], low[2] : high[2]] = number
+                continue
+            centre = np.array(prompt.points[prompt.positive.index(True)])[1:]
+            labels[0, ((grid - centre[:, None, None]) ** 2).sum(0) <= 49] = number
+        return cs.Segmentation(labels, {i + 1: 0.5 for i in range(len(tile.prompts))})
+
+    return lambda tiles: [segment(tile) for tile in tiles]
 
 
 def likelihood(image: np.ndarray) -> np.ndarray:
@@ -153,6 +180,22 @@ def cellseg_predictors():
         load=load_label,
         tiling=tiling,
         tasks=frozenset({"2d", "3d"}),
+    )
+    yield cs.PredictorSpec(
+        name="linked",
+        summary="Label planes, which are linked",
+        options=LabelOptions,
+        load=load_label,
+        tiling=tiling,
+        link_slices=True,
+    )
+    yield cs.PredictorSpec(
+        name="prompted",
+        summary="Label what is shown",
+        options=LabelOptions,
+        load=load_prompted,
+        tiling=tiling,
+        prompts=True,
     )
     yield cs.PredictorSpec(
         name="likely",

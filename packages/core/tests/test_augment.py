@@ -46,7 +46,8 @@ def scene(shape: ZYX = (1, 96, 96), seed: int = 0, channels: int = 2) -> tuple[A
 
 
 def test_there_is_every_kind_of_change() -> None:
-    assert set(CHANGES) == {*SPATIAL, "blur", "noise", "brightness", "contrast", "gamma"}
+    intensity = {"blur", "noise", "gain_noise", "brightness", "contrast", "gamma"}
+    assert set(CHANGES) == {*SPATIAL, *intensity}
 
 
 @pytest.mark.parametrize("names", [("flip",), ("rotate90",), ("flip", "rotate90")])
@@ -170,6 +171,33 @@ def test_a_constant_patch_stays_finite(name: str) -> None:
     image, labels = np.zeros((1, 2, 20, 30), np.float32), np.zeros((2, 20, 30), np.uint32)
     changed, truth = only(name)(image, labels, np.random.default_rng(0))
     assert not changed.any() and not truth.any()
+
+
+def test_gain_noise_is_a_factor_of_each_pixel() -> None:
+    image, labels = np.zeros((2, 1, 64, 64), np.float32), np.zeros((1, 64, 64), np.uint32)
+    image[:, :, 8:] = np.array([100, 1000])[:, None, None, None]
+    changed, _ = only("gain_noise", gain_noise_range=0.2)(image, labels, np.random.default_rng(0))
+    factors = changed[:, :, 8:] / image[:, :, 8:]
+    assert factors.min() == pytest.approx(0.8, abs=0.002)
+    assert factors.max() == pytest.approx(1.2, abs=0.002)
+    assert factors.mean() == pytest.approx(1, abs=0.01)
+    assert not np.allclose(factors[0], factors[1]) and len(np.unique(factors[0])) > 3000
+    assert not changed[:, :, :8].any(), "the darkest stay as they are"
+
+
+def test_gain_noise_that_is_off_leaves_the_other_changes_alone() -> None:
+    image, labels = scene((3, 40, 40))
+    for slices in ("same", "each"):
+        one, other = (
+            only(*SPATIAL, "noise", augment_slices=slices, **more)
+            for more in ({}, {"gain_noise_range": 0.5})
+        )
+        for a, b in zip(
+            one(image, labels, np.random.default_rng(5)),
+            other(image, labels, np.random.default_rng(5)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_rotation_by_90_needs_a_square() -> None:

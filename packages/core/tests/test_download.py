@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from cellseg.download import Remote, Settings, fetch
 from cellseg.download.remote import shown
@@ -23,6 +24,7 @@ from cellseg.events import Event, Note, Progress
 BODY = np.random.default_rng(0).integers(0, 256, 3_500_000, np.uint8).tobytes()
 SHA256 = "sha256:" + hashlib.sha256(BODY).hexdigest()
 MD5 = "md5:" + hashlib.md5(BODY).hexdigest()
+XXH128 = "xxh128:" + xxhash.xxh128(BODY).hexdigest()
 QUICK = Settings(pause=0.01, timeout=5)
 
 
@@ -134,7 +136,7 @@ def test_a_file_comes_whole_and_progress_counts_megabytes(server, get) -> None:
     assert "range" not in server.seen[0]
 
 
-@pytest.mark.parametrize("checksum", [SHA256, MD5], ids=["sha256", "md5"])
+@pytest.mark.parametrize("checksum", [SHA256, MD5, XXH128], ids=["sha256", "md5", "xxh128"])
 def test_what_is_there_is_checked_and_not_fetched_again(server, get, tmp_path, checksum) -> None:
     get(checksum=checksum)
     get(checksum=checksum)

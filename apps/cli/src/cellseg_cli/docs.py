@@ -14,7 +14,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,10 +73,16 @@ def _page(path: Path) -> str:
     return filled(text) if _MARKED.search(text) else render_reference()
 
 
-def option_table(model: type[Options]) -> str:
-    """The options of one class as a Markdown table."""
-    rows = [_row(name, info) for name, info in in_order(model)]
-    return _table(rows) if rows else "It has no options.\n"
+def option_table(model: type[Options], aliases: Mapping[str, str] | None = None) -> str:
+    """The options of one class as a Markdown table, and the other names that some have."""
+    aliases = aliases or {}
+    rows = [_row(name, info, aliases) for name, info in in_order(model)]
+    elsewhere = {a: option for a, option in aliases.items() if option not in model.model_fields}
+    parts = [_table(rows) if rows else "It has no options.\n"]
+    if elsewhere:
+        named = ", ".join(f"`{flag(a)}` for `{flag(o)}`" for a, o in elsewhere.items())
+        parts.append(f"Other names of cellseg's own options: {named}.\n")
+    return "\n".join(parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,7 +174,7 @@ def _tables(backend: InstalledBackend) -> list[str]:
     )
     for command, card in cards:
         if card is not None:
-            parts += [f"`{command}`:\n", option_table(card.options)]
+            parts += [f"`{command}`:\n", option_table(card.options, card.aliases)]
         if isinstance(card, TrainerSpec) and card.presets:
             parts += ["Presets, for `--preset`:\n", _preset_table(card)]
     return parts
@@ -184,15 +190,16 @@ def _preset_table(card: TrainerSpec[Any]) -> str:
 
 
 def _card(level: str, card: Spec[Any]) -> str:
-    return f"{level} {card.name}\n\n{card.summary}\n\n{option_table(card.options)}"
+    return f"{level} {card.name}\n\n{card.summary}\n\n{option_table(card.options, card.aliases)}"
 
 
-def _row(name: str, info: Any) -> Row:
+def _row(name: str, info: Any, aliases: Mapping[str, str]) -> Row:
+    also = [alias for alias, option in aliases.items() if option == name]
     spelled = spelling(info.annotation)
     default = spelled.write(info.get_default(call_default_factory=True))
     text = "" if default in (None, "", []) else f"`{_said(default)}`"
     values = _values(info.annotation, spelled.metavar)
-    return f"`{flag(name)}`", values, text, help_text(info)
+    return f"`{flag(name)}`", values, text, help_text(info, also)
 
 
 def _values(annotation: Any, metavar: str | None) -> str:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from pydantic.fields import FieldInfo
 
 from cellseg.errors import ConfigError, InterruptedRunError, PluginError
-from cellseg.options import Options, flag, parse, refuse_unknown
+from cellseg.options import Options, flag, given_twice, parse, refuse_unknown, unaliased
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.commands import COMMANDS
 from cellseg_cli.console import Console
@@ -40,6 +40,10 @@ class Group:
     """What stands in for the defaults of the class, such as what a model was calibrated to."""
     short: Mapping[str, str] = field(default_factory=dict)
     """One-letter flags of some fields."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names (``Spec.aliases``) and the option that each is, of this group or another."""
+    without: frozenset[str] = frozenset()
+    """Fields that do not become flags, because the command has its own of that name."""
 
 
 @dataclass(frozen=True)
@@ -109,22 +113,33 @@ def with_flags(command: Command) -> Callable[..., None]:
 
     Raises:
         PluginError: two option classes, or a class and the command, have a flag of one name.
-        ConfigError: the config file has a key that is none of the options.
+        ConfigError: the config file has a key that is none of the options, or an option under two
+            names.
     """
     signature = inspect.signature(command.run, eval_str=True)
     own = [p for p in signature.parameters.values() if p.annotation not in (Console, Given)]
     injected = {p.name: p.annotation for p in signature.parameters.values() if p not in own}
     flags = _all_flags(command.groups, own)
+    known = {*flags, *command.extra_keys}
+    aliases = {a: o for group in command.groups for a, o in group.aliases.items() if o in known}
+    configured = command.configured
     if command.config is not None:
-        refuse_unknown(command.configured, [*flags, *command.extra_keys], str(command.config))
+        configured = unaliased(configured, aliases, str(command.config))
+        refuse_unknown(configured, [*flags, *command.extra_keys, *aliases], str(command.config))
 
     @wraps(command.run)
     def wrapper(ctx: typer.Context, **kwargs: Any) -> None:
         shown = {name: kwargs.pop(name) for name in _CONSOLE_FLAGS}
         console = Console(**shown)
         values = {name: kwargs.pop(name) for name in flags}
-        given = {n: flags[n].read(v) for n, v in values.items() if _was_typed(ctx, n)}
-        options = Given(given, command.configured, command.config, command.preset)
+        given: dict[str, object] = {}
+        for name in (name for name in values if _was_typed(ctx, name)):
+            option = aliases.get(name, name)
+            if option in given:
+                first = next(n for n in flags if aliases.get(n, n) == option and _was_typed(ctx, n))
+                raise given_twice(flag(first), flag(name))
+            given[option] = flags[name].read(values[name])
+        options = Given(given, configured, command.config, command.preset)
         made = {Console: console, Given: options}
         try:
             command.run(**kwargs, **{name: made[kind] for name, kind in injected.items()})
@@ -148,16 +163,30 @@ def with_flags(command: Command) -> Callable[..., None]:
     return wrapper
 
 
-def value_flags(models: Iterable[type[Options]]) -> tuple[set[str], set[str]]:
-    """The flags of ``models`` that take a value, and those that are switches."""
+def value_flags(
+    models: Iterable[type[Options]], aliases: Mapping[str, str] | None = None
+) -> tuple[set[str], set[str]]:
+    """The flags of ``models``, their aliases included, that take a value, and the switches."""
     takes, switches = set[str](), set[str]()
     for model in models:
         for name, info in model.model_fields.items():
+            also = [alias for alias, option in (aliases or {}).items() if option == name]
             if without_none(info.annotation)[0] is bool:
-                switches |= {flag(name), flag("no_" + name)}
+                for typed in (s for n in (name, *also) for s in spelled(n)):
+                    switches |= {typed, _off(typed)}
             else:
-                takes.add(flag(name))
+                takes |= {s for n in (name, *also) for s in spelled(n)}
     return takes, switches
+
+
+def spelled(name: str) -> tuple[str, ...]:
+    """How an alias is typed: ``--patch-shape`` or, as config files have it, ``--patch_shape``."""
+    return tuple(dict.fromkeys((flag(name), f"--{name}")))
+
+
+def _off(switch: str) -> str:
+    """The flag that turns a switch off."""
+    return f"--no-{switch.removeprefix('--')}"
 
 
 @dataclass(frozen=True)
@@ -172,13 +201,45 @@ def _all_flags(groups: Sequence[Group], own: Sequence[inspect.Parameter]) -> dic
     flags: dict[str, _Flag] = {}
     for group in groups:
         for name, info in in_order(group.model):
+            if name in group.without:
+                continue
             if name in taken:
                 raise PluginError(
                     f"{group.model.__name__} and {taken[name]} both have an option {flag(name)}."
                 )
             taken[name] = group.model.__name__
-            flags[name] = _flag(name, info, group)
+            flags[name] = _flag(name, info, group, _also(name, groups))
+    for group in groups:
+        for alias, option in group.aliases.items():
+            if alias in taken:
+                raise PluginError(
+                    f"{group.model.__name__} has another name {flag(alias)} for {flag(option)}, but"
+                    f" {taken[alias]} has an option of that name."
+                )
+            if option in flags:  # it may be of a reader that is not in use
+                taken[alias] = group.model.__name__
+                flags[alias] = _alias(alias, flags[option])
     return flags
+
+
+def _also(name: str, groups: Sequence[Group]) -> list[str]:
+    """The other names of an option."""
+    return [alias for group in groups for alias, option in group.aliases.items() if option == name]
+
+
+def _alias(alias: str, option: _Flag) -> _Flag:
+    """A hidden flag that is typed as another one."""
+    annotation = get_args(option.parameter.annotation)[0]
+    names = spelled(alias)
+    if without_none(annotation)[0] is bool:
+        names = tuple(f"{typed}/{_off(typed)}" for typed in names)
+    parameter = inspect.Parameter(
+        alias,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[annotation | None, typer.Option(*names, hidden=True)],
+    )
+    return _Flag(parameter, option.read)
 
 
 def in_order(model: type[Options]) -> list[tuple[str, FieldInfo]]:
@@ -191,15 +252,15 @@ def in_order(model: type[Options]) -> list[tuple[str, FieldInfo]]:
     return sorted(model.model_fields.items(), key=distance)
 
 
-def _flag(name: str, info: FieldInfo, group: Group) -> _Flag:
-    spelled = spelling(info.annotation)
+def _flag(name: str, info: FieldInfo, group: Group, also: Sequence[str]) -> _Flag:
+    typed = spelling(info.annotation)
     default = info.get_default(call_default_factory=True)
-    shown = spelled.write(group.defaults.get(name, default))
+    shown = typed.write(group.defaults.get(name, default))
     names = (flag(name), group.short[name]) if name in group.short else ()
     option = typer.Option(
         *names,
-        help=help_text(info),
-        metavar=spelled.metavar,
+        help=help_text(info, also),
+        metavar=typed.metavar,
         show_default=shown not in (None, "", []),
         rich_help_panel=group.model.panel_of(name) or group.panel,
     )
@@ -207,16 +268,17 @@ def _flag(name: str, info: FieldInfo, group: Group) -> _Flag:
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=shown,
-        annotation=Annotated[spelled.annotation, option],
+        annotation=Annotated[typed.annotation, option],
     )
-    return _Flag(parameter, spelled.read)
+    return _Flag(parameter, typed.read)
 
 
-def help_text(info: FieldInfo) -> str:
-    """The help of an option: what its class says, and the range it must be in."""
+def help_text(info: FieldInfo, also: Iterable[str] = ()) -> str:
+    """The help of an option: what its class says, the range it must be in, and its other names."""
     text = " ".join((info.description or "").replace("``", "").split())
     allowed = limits(info)
-    return text + (f" ({allowed})" if allowed else "")
+    names = ", ".join(map(flag, also))
+    return text + (f" ({allowed})" if allowed else "") + (f" (also {names})" if names else "")
 
 
 def _was_typed(ctx: typer.Context, name: str) -> bool:

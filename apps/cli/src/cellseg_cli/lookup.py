@@ -15,7 +15,7 @@ from cellseg.options import Options, read_config
 from cellseg.plugins import Plugins
 from cellseg.specs import DatasetSpec, TrainerSpec
 from cellseg_cli.arguments import Arguments
-from cellseg_cli.flags import Group, value_flags
+from cellseg_cli.flags import Group, spelled, value_flags
 
 _OWN_VALUES = (
     "-o",
@@ -98,13 +98,15 @@ class Line:
             return {}
         from cellseg.workflows.presets import CHOICES, preset_options
 
-        chosen = {option: self.chosen(option) for option in CHOICES}
+        chosen = {option: self.chosen(option, trainer.aliases) for option in CHOICES}
         return preset_options(self.plugins, trainer, name, chosen)
 
-    def chosen(self, name: str) -> str | None:
-        """The value of a flag, or else of that key of the config file."""
-        value = self.arguments.value(f"--{name}") or self.configured.get(name)
-        return str(value) if value else None
+    def chosen(self, name: str, aliases: Mapping[str, str] | None = None) -> str | None:
+        """The value of a flag, or else of that key of the config file, by any of its names."""
+        names = [name, *(alias for alias, option in (aliases or {}).items() if option == name)]
+        value = self.arguments.value(*(flag for each in names for flag in spelled(each)))
+        value = value or next((str(v) for n in names if (v := self.configured.get(n))), None)
+        return value or None
 
     def trainer(self) -> TrainerSpec[Any] | None:
         """The trainer that ``--backend`` names; None only while the command is just shown.
@@ -124,29 +126,34 @@ class Line:
             hint = f"Installed: {', '.join(installed)}. See: cellseg backends"
         raise UsageError("Missing --backend: what should be trained?", hint=hint)
 
-    def existing(self, models: Iterable[type[Options]]) -> Path | None:
+    def existing(
+        self, models: Iterable[type[Options]], aliases: Mapping[str, str] | None = None
+    ) -> Path | None:
         """The first positional argument that is there: the data, the images or the model."""
-        takes, switches = value_flags(models)
+        takes, switches = value_flags(models, aliases)
         words = self.arguments.positionals({*takes, *_OWN_VALUES}, {*switches, *_OWN_SWITCHES})
         paths = (Path(word) for word in words)
         return next((path for path in paths if path.exists()), None)
 
     def reader(
-        self, models: Sequence[type[Options]], preset: Mapping[str, object] | None = None
+        self,
+        models: Sequence[type[Options]],
+        preset: Mapping[str, object] | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> Group:
         """The options of the reader that the line names, or that reads the data it names.
 
         Without either, these are the options that all readers have. The reader of a ``preset``
-        comes after one that the line names.
+        comes after one that the line names. ``aliases`` are other names of options of ``models``.
         """
         preset = preset or {}
         from cellseg.readers import reader_for
         from cellseg.readers.options import ReaderOptions
 
-        name = self.chosen("reader") or str(preset.get("reader", "auto"))
+        name = self.chosen("reader", aliases) or str(preset.get("reader", "auto"))
         if name != "auto":
             return _of_reader(self.plugins.get(DatasetSpec, name), preset)
-        path = self.existing(models)
+        path = self.existing(models, aliases)
         if path is not None:
             try:
                 return _of_reader(reader_for(self.plugins, path, name), preset)
@@ -157,4 +164,4 @@ class Line:
 
 
 def _of_reader(spec: DatasetSpec[Any], preset: Mapping[str, object]) -> Group:
-    return Group(spec.options, f"Reading: {spec.name}", preset)
+    return Group(spec.options, f"Reading: {spec.name}", preset, aliases=spec.aliases)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cellseg.options import flag
 from cellseg.sampling_options import AugmentOptions, PatchOptions
 from cellseg.torch.options import TorchOptions
 from cellseg_microsam.model_types import RANDOM, ModelType
@@ -56,8 +58,8 @@ class MicrosamOptions(TorchOptions, PatchOptions, AugmentOptions):
     compile: bool = False
     """Compile the image encoder with torch.compile; the first steps take minutes longer."""
     recompute: bool = False
-    """Compute the encoder's activations again in the backward pass instead of keeping them: less
-    than half the memory for a third more time."""
+    """Compute the activations of the encoder, and of the answers to prompts, again in the backward
+    pass instead of keeping them: less than half the memory for a third more time."""
     peft: Peft = "none"
     """Train few weights of the image encoder only, by one of micro-SAM's methods: lora (low-rank
     updates of q and v), fact, ssf, adaptformer, attention, bias, layernorm, last-blocks, or qlora
@@ -76,14 +78,16 @@ class MicrosamOptions(TorchOptions, PatchOptions, AugmentOptions):
     mask_probability: float = Field(0.5, ge=0, le=1)
     """How often the answer before is given back as a mask prompt."""
     box_distortion: float = Field(0.025, ge=0, le=0.5)
-    """How far the edges of a box prompt are moved at most, in lengths of that side."""
+    """How far the edges of a box prompt are moved outwards at most, in lengths of that side."""
     n_samples: int | None = Field(None, ge=1)
-    """Patches of an epoch over all images, instead of --patches-per-image for each."""
+    """Patches of an epoch over all images, instead of --patches-per-image for each. Where
+    embeddings are kept, as many different patches are encoded at most."""
     use_min_instance_sampler: bool = True
     """Take patches with --min-instances objects in them; off, patches from anywhere, as suits
     patches as large as the images."""
     cache_embeddings: bool = True
-    """Encode each patch once and train on what is kept, with --mode decoder."""
+    """Encode each patch once and train on what is kept on disk, with --mode decoder. The patches
+    lie on a grid over the images then, instead of anywhere."""
     copies: int = Field(4, ge=1, le=64)
     """With --cache-embeddings, the versions of each patch that are encoded: the first as it is,
     the others augmented."""
@@ -126,52 +130,80 @@ class MicrosamOptions(TorchOptions, PatchOptions, AugmentOptions):
 
     @model_validator(mode="after")
     def _options_act(self) -> MicrosamOptions:
-        fields = type(self).model_fields
+        self._start_acts()
+        self._mode_acts()
+        self._peft_acts()
+        self._sampling_acts()
+        if self.checkpoint_name is not None and self.export_path is None:
+            raise ValueError("--checkpoint-name names the file in --export-path, which is missing")
+        return self
 
-        def given(*names: str) -> list[str]:
-            changed = [n for n in names if getattr(self, n) != fields[n].default]
-            return ["--" + name.replace("_", "-") for name in changed]
-
-        def refuse(names: list[str], why: str) -> None:
-            if names:
-                raise ValueError(f"{' and '.join(names)}: {why}")
-
+    def _start_acts(self) -> None:
         if self.checkpoint is not None and self.model_type in RANDOM:
             raise ValueError(
                 f"--checkpoint does nothing with --model-type {self.model_type}, which starts from"
                 " random weights"
             )
+
+    def _mode_acts(self) -> None:
         if self.mode in ("instances", "decoder"):
-            refuse(
-                given("n_objects", "n_sub_iterations", "mask_probability", "box_distortion"),
+            self._refuse(
+                ("n_objects", "n_sub_iterations", "mask_probability", "box_distortion"),
                 f"no prompts are trained with --mode {self.mode}",
             )
         if self.mode == "decoder":
-            refuse(given("peft", "freeze", "recompute"), "--mode decoder freezes the encoder whole")
-        else:
-            refuse(given("cache_embeddings", "copies"), "only with --mode decoder")
-        if not self.cache_embeddings:
-            refuse(given("copies"), "only with --cache-embeddings")
-        if self.peft == "none":
-            refuse(given("lora_rank", "lora_alpha", "peft_blocks"), "only with --peft")
-        elif "image_encoder" in self.freeze:
+            self._refuse(
+                ("peft", "freeze", "recompute"), "--mode decoder freezes the encoder whole"
+            )
+        if self.mode == "instances" and self.freeze:
+            if "image_encoder" in self.freeze:
+                raise ValueError("--freeze image_encoder with --mode instances is --mode decoder")
+            raise ValueError("--freeze: --mode instances trains no answers to prompts")
+        if self.mode == "interactive":
+            if {*self.freeze} == {"image_encoder", "prompt_encoder", "mask_decoder"}:
+                raise ValueError("--freeze leaves nothing to train")
+            self._refuse(("calibrate",), "--mode interactive trains no decoder")
+        if "image_encoder" in self.freeze and self.peft != "none":
             raise ValueError("--freeze image_encoder and --peft exclude each other")
+        if self.n_sub_iterations == 1:
+            self._refuse(("mask_probability",), "only with --n-sub-iterations of 2 and more")
+
+    def _peft_acts(self) -> None:
+        if self.peft == "none":
+            self._refuse(("lora_rank", "lora_alpha", "peft_blocks"), "only with --peft")
         if self.peft not in RANKED:
-            refuse(given("lora_rank"), f"--peft {self.peft} has no rank")
+            self._refuse(("lora_rank",), f"--peft {self.peft} has no rank")
         if self.peft not in ("lora", "qlora"):
-            refuse(given("lora_alpha"), f"--peft {self.peft} has no such factor")
+            self._refuse(("lora_alpha",), f"--peft {self.peft} has no such factor")
         if self.peft == "last-blocks" and not self.peft_blocks:
             raise ValueError("--peft last-blocks needs --peft-blocks, such as 10 and 11 of vit_b")
-        if self.mode == "interactive" and {"image_encoder", "prompt_encoder", "mask_decoder"} <= {
-            *self.freeze
-        }:
-            raise ValueError("--freeze leaves nothing to train")
-        if not self.use_min_instance_sampler:
-            refuse(
-                given("min_instances", "min_instance_size"), "only with --use-min-instance-sampler"
+        if self.peft == "adaptformer" and self.export_path is not None:
+            raise ValueError(
+                "--export-path and --peft adaptformer exclude each other: what it adds does not"
+                " fit into plain weights, which micro-SAM reads"
             )
+
+    def _sampling_acts(self) -> None:
+        if not self.use_min_instance_sampler:
+            self._refuse(("min_instances",), "only with --use-min-instance-sampler")
         if self.n_samples is not None:
-            refuse(given("patches_per_image"), "--n-samples says how many patches in all")
-        if self.checkpoint_name is not None and self.export_path is None:
-            raise ValueError("--checkpoint-name names the file in --export-path, which is missing")
-        return self
+            self._refuse(("patches_per_image",), "--n-samples says how many patches in all")
+        if self.mode != "decoder":
+            self._refuse(("cache_embeddings", "copies"), "only with --mode decoder")
+        elif not self.cache_embeddings:
+            self._refuse(("copies",), "only with --cache-embeddings")
+        else:
+            self._refuse(
+                ("balance_classes", "cache", "cache_rate"),
+                "patches lie on a grid with --cache-embeddings, and are read once",
+            )
+            if self.copies == 1:
+                augmenting = [name for names in AugmentOptions.panels.values() for name in names]
+                self._refuse(augmenting, "--copies 1 keeps each patch as it is")
+
+    def _refuse(self, names: Iterable[str], why: str) -> None:
+        """Raise where options are not at their defaults, with which they do nothing."""
+        fields = type(self).model_fields
+        given = [flag(name) for name in names if getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"{' and '.join(given)}: {why}")

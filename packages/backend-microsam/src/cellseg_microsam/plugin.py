@@ -28,6 +28,9 @@ from cellseg_microsam.published import base_weights
 
 _SUMMARY = "Segment Anything for microscopy (micro-SAM): automatic, or by points and boxes"
 _ALIASES = {
+    "images_dir": "images",
+    "labels_dir": "labels",
+    "val_zarr_path": "val",
     "patch_shape": "patch_size",
     "n_epochs": "epochs",
     "min_instances_per_patch": "min_instances",

@@ -48,6 +48,15 @@ USED: Mapping[str, tuple[str, ...]] = {
 """The options that each way to segment uses."""
 
 
+_OF_MAPS = (
+    "foreground_threshold",
+    "center_distance_threshold",
+    "boundary_distance_threshold",
+    "foreground_smoothing",
+    "distance_smoothing",
+)
+
+
 class MicrosamPredictOptions(Options):
     """What ``cellseg predict --backend microsam`` takes."""
 
@@ -121,10 +130,14 @@ class MicrosamPredictOptions(Options):
 
     @classmethod
     def over(cls, stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
-        """What a model brings along suits its own way to segment; another has its own defaults."""
-        mode = given.get("segmentation_mode", stored.get("segmentation_mode"))
-        if mode != stored.get("segmentation_mode"):
-            stored = {}
+        """What a model brings along suits its own way to segment; another has its own defaults.
+
+        What is known of the decoder's maps serves both ways that begin with them.
+        """
+        before, mode = stored.get("segmentation_mode"), given.get("segmentation_mode")
+        if mode is not None and mode != before:
+            shared = _OF_MAPS if {before, mode} == {"ais", "apg"} else ()
+            stored = {name: stored[name] for name in shared if name in stored}
         return {**stored, **given}
 
     @model_validator(mode="after")

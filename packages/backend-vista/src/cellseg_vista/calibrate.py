@@ -9,12 +9,16 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch  # noqa: TID253
 from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset  # noqa: TID253
 
 from cellseg.classes import UNKNOWN
+from cellseg.data import Dataset, Tiling
 from cellseg.metrics import overlaps, tally
+from cellseg.patches import PatchGrid
 from cellseg.torch.devices import memory_errors, resolve_device
 from cellseg_vista.instances import PixelMaps, find_instances, pixel_maps
 from cellseg_vista.network import Network
+from cellseg_vista.patches import Grid
 from cellseg_vista.predict_options import USED, Method, VistaPredictOptions
 from cellseg_vista.scoring import NOTHING, is_dense, quality
 
@@ -33,10 +37,14 @@ _SEEDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _FOREGROUND = (0.3, 0.4, 0.5, 0.6, 0.7)
 _SIZES = {2: (0, 15, 30, 60, 120), 3: (0, 50, 100, 200, 500)}
 _ROUNDS = 2
+_OTHERS = ("class_id", "precision")
+"""What is not searched for, and changes what is found."""
 _WORTH = 0.01
 """What another value must gain: validation images are few, and smaller gains mostly their luck."""
 MOST_VOXELS = 1 << 21
 """How much of the validation patches is looked at: this bounds time and memory."""
+PLANE = 512
+"""Of the pieces of planes that are looked at, in pixels."""
 _GOLDEN = 0.6180339887
 
 Pair = tuple[PixelMaps, NDArray[np.integer]]
@@ -51,6 +59,12 @@ class Choice:
     options: VistaPredictOptions
     scores: Mapping[str, float]
     """The ``quality`` that each method reaches with the best value of its main option."""
+    reached: float
+    """The ``quality`` of the options."""
+    before: float | None = None
+    """That of the options to start from, where there were any."""
+    pieces: int = 0
+    """How many were looked at."""
 
     @property
     def stored(self) -> dict[str, object]:
@@ -58,9 +72,22 @@ class Choice:
         names = {"method", "foreground_threshold", "min_size", *USED[self.options.method]}
         return self.options.model_dump(include=names)
 
+    @property
+    def tried(self) -> str:
+        """The scores in words."""
+        return ", ".join(f"{name} {score:.3f}" for name, score in self.scores.items())
+
     def __str__(self) -> str:
-        tried = ", ".join(f"{name} {score:.3f}" for name, score in self.scores.items())
-        return f"Segments by {self.options.method}. Scores on the validation images: {tried}."
+        return f"Segments by {self.options.method}. Scores on the validation images: {self.tried}."
+
+
+def pieces(samples: Dataset, tiling: Tiling) -> Grid:
+    """Pieces of the images as large as prediction will see them: thresholds depend on it."""
+    grids = []
+    for sample in samples:
+        shape = tuple(min(n, m) for n, m in zip(sample.image.shape[1:], tiling.core, strict=True))
+        grids.append(PatchGrid([sample], (shape[0], shape[1], shape[2])))
+    return ConcatDataset(grids)
 
 
 class Patches(Protocol):
@@ -97,12 +124,17 @@ def calibrate(
     Raises:
         DeviceError: the memory does not suffice.
     """
-    pairs = _predict(network, patches, device, classes)
+    hint = "The training is done: cellseg resume RUN --device cpu goes on from here."
+    pairs = look(network, patches, device, classes, hint)
     return search(pairs, options_class, tuple(spacing))
 
 
 def search(
-    pairs: Sequence[Pair], options_class: type[VistaPredictOptions], spacing: tuple[float, ...]
+    pairs: Sequence[Pair],
+    options_class: type[VistaPredictOptions],
+    spacing: tuple[float, ...],
+    start: VistaPredictOptions | None = None,
+    given: frozenset[str] = frozenset(),
 ) -> Choice:
     """The best options for pairs of the network's maps and the truth.
 
@@ -110,16 +142,27 @@ def search(
     then improved option by option, each in turn. A value that gains next to nothing does not
     replace the one before. Of ``join_threshold``, beyond which all objects run together at once,
     a value counts with its neighbours, so that the one chosen stands away from the brink.
+
+    Args:
+        pairs: at least one.
+        options_class: of the backend's prediction.
+        spacing: voxel size along each axis.
+        start: what others must gain on; None searches from the defaults.
+        given: names of the options of ``start`` that stay as they are; only methods that use them
+            are tried.
     """
     score = _scorer(pairs, spacing)
-    best, reached = options_class(), -1.0
+    best, reached = start or options_class(), -1.0 if start is None else score(start)
+    before = None if start is None else reached
+    kept = {} if start is None else {name: getattr(start, name) for name in {*_OTHERS, *given}}
     scores: dict[str, float] = {}
-    for method, (main, values) in _MAIN.items():
-        starts = [options_class(method=method)]
-        if "flood" in USED[method]:
-            starts.append(options_class(method=method, flood="embedding"))
-        for start in starts:
-            tried = [start, *(_with(start, main, value) for value in values)]
+    for method in _methods(start, given):
+        main, values = _MAIN[method]
+        firsts = [options_class(**{**kept, "method": method})]
+        if "flood" in USED[method] and "flood" not in given:
+            firsts.append(_with(firsts[0], "flood", "embedding"))
+        for first in firsts:
+            tried = [first, *(_with(first, main, v) for v in values if main not in given)]
             if main in _STEADY:
                 tried.sort(key=lambda options: getattr(options, main))
             best, reached = _better(tried, score, best, reached, steady=main in _STEADY)
@@ -132,14 +175,25 @@ def search(
     if main not in _STEADY:
         grids[main] = values
     grids["min_size"] = _SIZES[len(spacing)]
+    grids = {name: grid for name, grid in grids.items() if name not in given}
     for _ in range(_ROUNDS):
-        before = best
+        so_far = best
         for name, grid in grids.items():
             tried = [_with(best, name, value) for value in grid]
             best, reached = _better(tried, score, best, reached)
-        if best == before:
+        if best == so_far:
             break
-    return Choice(best, scores)
+    return Choice(best, scores, score(best), before, len(pairs))
+
+
+def _methods(start: VistaPredictOptions | None, given: frozenset[str]) -> list[Method]:
+    """Those to try: the one that is given, or all that use what is given."""
+    if start is not None and "method" in given:
+        return [start.method]
+    if start is not None and "bandwidth" in given and start.bandwidth == 0:
+        return ["watershed"]  # the others cannot do without
+    own = {name for names in USED.values() for name in names} & given
+    return [method for method in _MAIN if own <= {*USED[method]}]
 
 
 def _with(options: OptionsT, name: str, value: object) -> OptionsT:
@@ -158,12 +212,32 @@ def _better(
     return best, reached
 
 
-def _predict(network: Network, patches: Patches, device: str, classes: int) -> list[Pair]:
+def look(
+    network: Network,
+    patches: Patches,
+    device: str,
+    classes: int,
+    hint: str,
+    precision: str = "32-true",
+) -> list[Pair]:
+    """What the network says of some patches, and the truth.
+
+    Args:
+        network: trained.
+        patches: of which ``MOST_VOXELS`` in all are looked at, or a single larger one.
+        device: where to run it.
+        classes: how many the data has, background included.
+        hint: what to do if the memory does not suffice.
+        precision: as ``VistaPredictOptions`` has it.
+
+    Raises:
+        DeviceError: the memory does not suffice.
+    """
     network = network.eval().to(where := resolve_device(device))
     pairs: list[Pair] = []
     left = MOST_VOXELS
-    hint = "The training is done: cellseg resume RUN --device cpu goes on from here."
-    with torch.inference_mode(), memory_errors(hint):
+    mixed = torch.autocast(where.type, torch.bfloat16, precision == "bf16-mixed")
+    with torch.inference_mode(), memory_errors(hint), mixed:
         # In this order the first few are spread over all, however many they turn out to be.
         for number in sorted(range(len(patches)), key=lambda i: i * _GOLDEN % 1):
             item = patches[number]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cellseg import (
     TrainJob,
     hookimpl,
 )
+from cellseg.specs import CalibrateJob
 from cellseg_vista.export_options import (
     BioimageioOptions,
     OnnxOptions,
@@ -76,11 +77,22 @@ def cellseg_predictors() -> Iterator[
 
         return load(job, 3)
 
+    def calibrate_2d(job: CalibrateJob[Vista2dPredictOptions], emit: Emit) -> Mapping[str, object]:
+        from cellseg_vista.recalibrate import recalibrate
+
+        return recalibrate(job, emit, 2)
+
+    def calibrate_3d(job: CalibrateJob[Vista3dPredictOptions], emit: Emit) -> Mapping[str, object]:
+        from cellseg_vista.recalibrate import recalibrate
+
+        return recalibrate(job, emit, 3)
+
     yield PredictorSpec(
         name="vista2d",
         summary=_2D,
         options=Vista2dPredictOptions,
         load=load_2d,
+        calibrate=calibrate_2d,
         # Multiples of 32, so that the coarse levels of up to 6 see all tiles alike; the halo covers
         # what the default network sees around a pixel.
         tiling=Tiling(core=(1, 1024, 1024), halo=(0, 96, 96)),
@@ -91,6 +103,7 @@ def cellseg_predictors() -> Iterator[
         summary=_3D,
         options=Vista3dPredictOptions,
         load=load_3d,
+        calibrate=calibrate_3d,
         tiling=Tiling(core=(128, 128, 128), halo=(16, 16, 16)),
         tasks=frozenset({"3d"}),
         probabilities=True,

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from torch.utils.data import ConcatDataset  # noqa: TID253
 
-from cellseg import BaseWeights, ConfigError, Emit, Sample, Tiling, Trained, TrainJob
+from cellseg import BaseWeights, ConfigError, Emit, Tiling, Trained, TrainJob
+from cellseg.augment import are_cubes
 from cellseg.events import Note
 from cellseg.files import remove_leftovers
 from cellseg.patches import PatchGrid, PatchSampler
@@ -16,12 +16,12 @@ from cellseg.torch.devices import threads
 from cellseg.torch.loaders import Loaders
 from cellseg.torch.training import fit
 from cellseg.torch.weights import seeded
-from cellseg_vista.calibrate import calibrate
+from cellseg_vista.calibrate import PLANE, calibrate, pieces
 from cellseg_vista.description import Description
 from cellseg_vista.learner import VistaLearner
 from cellseg_vista.network import Architecture, Network, notes
 from cellseg_vista.options import VistaOptions
-from cellseg_vista.patches import Grid, Targets, TrainingPatches, ValidationPatches
+from cellseg_vista.patches import Targets, TrainingPatches, ValidationPatches
 from cellseg_vista.predict_options import (
     Vista2dPredictOptions,
     Vista3dPredictOptions,
@@ -29,10 +29,6 @@ from cellseg_vista.predict_options import (
 )
 
 _ONE_CLASS = ("background", "cell")
-_PLANE = 512
-"""Of the pieces of planes that thresholds are found on, in pixels."""
-_CUBE = 1.25
-"""Voxels whose longest side is at most this many times the shortest count as cubes."""
 _CORE, _HALO = 128, 16
 """Of a tile, in voxels, where these are cubes."""
 _PREDICTING: dict[int, type[VistaPredictOptions]] = {
@@ -65,7 +61,7 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
     classes = job.train[0].classes or _ONE_CLASS
     _check(options, classes)
     spacing = _spacing([sample.spacing for sample in job.train], dims)
-    if options.swap_depth_probability and max(spacing) > _CUBE * min(spacing):
+    if options.swap_depth_probability and not are_cubes(spacing):
         raise ConfigError(
             f"--swap-depth-probability: the voxels are no cubes, but {_listed(spacing)} µm.",
             hint="Leave it out: what is deep does not look like what is wide.",
@@ -98,7 +94,7 @@ def _train(job: TrainJob[VistaOptions], emit: Emit, dims: int) -> Trained:
         learner = VistaLearner(network, options, spacing, len(classes), predicting())
         fit(learner, loaders, job, emit)
         if val:
-            tiles = ValidationPatches(_tiles(job.val, tiling), judged, options.val_patches)
+            tiles = ValidationPatches(pieces(job.val, tiling), judged, options.val_patches)
             choice = calibrate(network, tiles, job.device, predicting, spacing, len(classes))
             emit(Note(str(choice)))
             calibrated = choice.stored
@@ -174,15 +170,6 @@ def _listed(spacing: Sequence[float]) -> str:
     return " x ".join(f"{size:g}" for size in spacing)
 
 
-def _tiles(samples: Sequence[Sample], tiling: Tiling) -> Grid:
-    """Pieces of the images as large as prediction will see them: thresholds depend on it."""
-    grids = []
-    for sample in samples:
-        shape = tuple(min(n, m) for n, m in zip(sample.image.shape[1:], tiling.core, strict=True))
-        grids.append(PatchGrid([sample], (shape[0], shape[1], shape[2])))
-    return ConcatDataset(grids)
-
-
 def _tiling(network: Network, spacing: Sequence[float]) -> Tiling:
     """Tiles of about two million voxels, as large along all axes in micrometres.
 
@@ -191,7 +178,7 @@ def _tiling(network: Network, spacing: Sequence[float]) -> Tiling:
     would be most of a tile.
     """
     if network.architecture.dims == 2:
-        return Tiling(core=(1, _PLANE, _PLANE))
+        return Tiling(core=(1, PLANE, PLANE))
     shares = np.min(spacing) / np.array(spacing)
     edge = _CORE / math.prod(shares) ** (1 / 3)
     core, halo = [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from cellseg.errors import ConfigError
 from cellseg.patches import background
 from cellseg.sampling_options import AugmentOptions
 
+LARGEST = 32766
+"""Pixels that a plane may be high and wide, for affine and elastic deformation (of OpenCV)."""
+_CUBE = 1.25
+"""Voxels whose longest side is at most this many times the shortest count as cubes."""
 Float = NDArray[np.float32]
 _Map = tuple[Float, Float]
 """For each pixel of the result where it comes from: x, y."""
@@ -25,9 +29,10 @@ class Augmentation:
     pixels, then one resampling for affine and elastic deformation (image bilinear, labels nearest,
     so that no new id appears). What comes from outside the patch is background: the mean of the
     unlabelled pixels of each channel, and 0 in the labels. Intensities are changed last, in the
-    order contrast, brightness, gamma, blur, noise, and for each channel by other amounts (but
-    blur); the amounts of brightness and noise count in standard deviations of the channel in this
-    patch, so that they suit any normalisation.
+    order contrast, brightness, gamma, blur, noise, gain noise, and for each channel by other
+    amounts (but blur and gain noise); the amounts of brightness and noise count in standard
+    deviations of the channel in this patch, and gain noise multiplies what lies above its minimum,
+    so that they suit any normalisation.
 
     With ``augment_slices="same"`` all planes of a stack undergo the same change, and the stack may
     be mirrored in z; with ``each`` every plane is augmented as a patch of its own.
@@ -42,7 +47,7 @@ class Augmentation:
         """Augment one patch.
 
         Args:
-            image: ``(c, z, y, x)`` float32, at most 32766 pixels high and wide; not changed.
+            image: ``(c, z, y, x)`` float32, at most ``LARGEST`` pixels high and wide; not changed.
             labels: ``(z, y, x)``, integers; not changed.
             rng: the same state gives the same result.
 
@@ -73,7 +78,7 @@ class Augmentation:
             image, labels = _resampled(image, labels, positions)
         for change in (self._contrast, self._brightness, self._gamma, self._blur, self._noise):
             image = change(image, rng)
-        return image, labels
+        return self._gain_noise(image, rng), labels
 
     def _flipped(
         self, image: Float, labels: NDArray[np.uint32], rng: np.random.Generator
@@ -165,6 +170,21 @@ class Augmentation:
         noise = rng.standard_normal(image.shape, np.float32)
         noise *= _each(sigmas) * _spread(image)
         return image + noise
+
+    def _gain_noise(self, image: Float, rng: np.random.Generator) -> Float:
+        chance = self.options.gain_noise_probability
+        if not chance or rng.random() >= chance:
+            return image
+        low = image.min(axis=(1, 2, 3), keepdims=True)
+        factors = rng.random(image.shape, np.float32)
+        factors = 1 + np.float32(self.options.gain_noise_range) * (2 * factors - 1)
+        changed: Float = (image - low) * factors + low
+        return changed
+
+
+def are_cubes(spacing: Sequence[float]) -> bool:
+    """Whether voxels of this size (of each axis, in any unit) look alike from all sides."""
+    return max(spacing) <= _CUBE * min(spacing)
 
 
 def _between(largest: float, rng: np.random.Generator) -> float:

@@ -34,6 +34,20 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it is in, unless it is there.
+
+    Raises:
+        StorageError: a file is in its place, or permission is missing.
+    """
+    with storage_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            in_the_way = next(path for path in (folder, *folder.parents) if path.exists())
+            raise StorageError(f"{in_the_way} is a file, not a folder.") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write a file or directory to; renamed on success.
@@ -45,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             yield temporary
             if temporary.is_file():

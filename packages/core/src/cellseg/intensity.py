@@ -62,6 +62,35 @@ def rescaled(block: Pixels, shift: Sequence[float], scale: Sequence[float]) -> N
     return out
 
 
+def restored(
+    block: NDArray[np.float32],
+    shift: Sequence[float],
+    scale: Sequence[float],
+    dtype: np.dtype[Any],
+) -> Pixels:
+    """The inverse of :func:`rescaled`: ``block / scale + shift``, as ``dtype``.
+
+    Args:
+        block: ``(c, z, y, x)``, finite.
+        shift: for each channel.
+        scale: for each channel; where it is 0, the channel is ``shift`` throughout.
+        dtype: integers are rounded; what it cannot hold is clipped to its range.
+    """
+    out = np.empty(block.shape, dtype)
+    for number, channel in enumerate(block):
+        factor = 1 / scale[number] if scale[number] else 0.0
+        values = channel.astype(np.float64) * factor + shift[number]
+        if dtype.kind in "ui":
+            limits = np.iinfo(dtype)
+            # The largest float64 below 2^64 is no neighbour of it: casting that would wrap around.
+            top = np.nextafter(float(limits.max) + 1, 0)
+            values = np.clip(np.rint(values), limits.min, min(float(limits.max), top))
+        elif dtype.kind == "f":
+            values = np.clip(values, np.finfo(dtype).min, np.finfo(dtype).max)
+        out[number] = values.astype(dtype)
+    return out
+
+
 def measure(
     images: Sequence[LazyArray],
     names: Sequence[str],

@@ -136,6 +136,23 @@ class Normaliser(BaseModel):
 
         return rescaled(block, statistics.shift, statistics.scale)
 
+    def restore(
+        self, block: NDArray[np.float32], statistics: Statistics, dtype: np.dtype[Any]
+    ) -> NDArray[Any]:
+        """Undo ``apply``: rounded to whole numbers for integers, clipped to what ``dtype`` holds.
+
+        Args:
+            block: ``(c, z, y, x)``, normalised, and perhaps changed since; it is not changed here.
+            statistics: that it was normalised with. A channel of scale 0 comes back constant.
+            dtype: of the raw image.
+
+        Returns:
+            A new array of the same shape and of ``dtype``.
+        """
+        from cellseg.intensity import restored
+
+        return restored(block, statistics.shift, statistics.scale, dtype)
+
     def _measure(self, images: Sequence[LazyArray], names: Sequence[str]) -> Statistics:
         from cellseg.intensity import measure
 

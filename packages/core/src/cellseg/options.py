@@ -77,6 +77,37 @@ def parse(model: type[OptionsT], values: Mapping[str, object], source: str = "")
         raise ConfigError(_describe(error, source)) from None
 
 
+def unaliased(
+    given: Mapping[str, object], aliases: Mapping[str, str], source: str = ""
+) -> dict[str, object]:
+    """``given`` with the option itself in place of each other name that it has.
+
+    Args:
+        given: options by name.
+        aliases: other names, and the option that each is (``Spec.aliases``).
+        source: what errors begin with, such as the config file.
+
+    Raises:
+        ConfigError: an option is given under two names.
+    """
+    renamed: dict[str, object] = {}
+    used: dict[str, str] = {}
+    for name, value in given.items():
+        option = aliases.get(name, name)
+        if option in renamed:
+            raise given_twice(used[option], name, source)
+        renamed[option], used[option] = value, name
+    return renamed
+
+
+def given_twice(one: str, other: str, source: str = "") -> ConfigError:
+    """The error for two names of one option that are both given."""
+    where = f"{source}: " if source else ""
+    return ConfigError(
+        f"{where}{one} and {other} are two names of one option.", hint="Give one of them."
+    )
+
+
 def refuse_unknown(given: Iterable[str], known: Iterable[str], source: str = "") -> None:
     """Raise a ConfigError for the first name in ``given`` that is not ``known``."""
     known = list(known)

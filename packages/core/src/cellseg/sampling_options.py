@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cellseg.data import ZYX
-from cellseg.options import Options
+from cellseg.options import Options, flag
 
 Method = Literal["percentile", "min-max", "z-score", "none"]
 
@@ -142,6 +142,8 @@ class AugmentOptions(Options):
             "blur_sigma",
             "noise_probability",
             "noise_sigma",
+            "gain_noise_probability",
+            "gain_noise_range",
             "brightness_probability",
             "brightness_range",
             "contrast_probability",
@@ -181,6 +183,11 @@ class AugmentOptions(Options):
     """Add Gaussian noise."""
     noise_sigma: float = Field(0.3, ge=0)
     """Largest standard deviation of the noise, in standard deviations of the patch."""
+    gain_noise_probability: float = Field(0.0, ge=0, le=1)
+    """Multiply what each pixel has above the darkest of its channel by a random factor of its
+    own."""
+    gain_noise_range: float = Field(0.05, gt=0, lt=1)
+    """Largest difference of that factor from 1, either way."""
     brightness_probability: float = Field(0.3, ge=0, le=1)
     """Make each channel of a patch brighter or darker."""
     brightness_range: float = Field(0.3, ge=0)
@@ -204,4 +211,22 @@ class AugmentOptions(Options):
                 f"--elastic-strength {self.elastic_strength:g} tears objects apart with "
                 f"--elastic-spacing {self.elastic_spacing:g}: at most a fourth of it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> AugmentOptions:
+        if self.swap_depth_probability and self.augment_slices == "each":
+            raise ValueError(
+                "--swap-depth-probability and --augment-slices each exclude each other: single "
+                "planes have no depth"
+            )
+        fields = type(self).model_fields
+        for chance in (name for name in fields if name in AugmentOptions.model_fields):
+            change, _, rest = chance.rpartition("_")
+            if rest != "probability" or getattr(self, chance):
+                continue
+            for name in AugmentOptions.model_fields:
+                amount = name.startswith(f"{change}_") and name != chance
+                if amount and getattr(self, name) != fields[name].default:
+                    raise ValueError(f"{flag(name)} does nothing with {flag(chance)} 0")
         return self

@@ -289,6 +289,39 @@ class BackendTests:
         for tile, found in zip(tiles, both, strict=True):
             np.testing.assert_array_equal(found.labels, predict([tile])[0].labels)
 
+    # Embedding
+
+    def test_features_lie_where_the_image_is(
+        self, fitted: tuple[Path, Trained], predictor: PredictorSpec[Any]
+    ) -> None:
+        """A grid of finite vectors over a tile that is not square; a disc changes those at it."""
+        if predictor.embed is None:
+            pytest.skip(f"{self.backend} gives no vectors, as its card says")
+        z, y, x = self.shape
+        plain = _tile(blobs(6, (z, y - 7, x + 21), 0))
+        rows, columns = np.indices((y - 7, x + 21))
+        disc = np.hypot(rows - (y - 19), columns - (x + 9)) < 7
+        shown = replace(plain, image=plain.image + disc.astype(np.float32))
+        embed = predictor.embed(self._predict_job(predictor, fitted))
+        both = embed([plain, shown])
+        assert len(both) == 2, "one result for each tile"
+        maps = []
+        for tile, found in zip((plain, shown), both, strict=True):
+            values, step = found.values, found.step
+            assert values.ndim == 4 and values.dtype == np.float32 and np.isfinite(values).all()
+            cells = [
+                ((np.arange(n) + 0.5) / s).astype(int)
+                for n, s in zip(tile.image.shape[1:], step, strict=True)
+            ]
+            assert all(i[-1] < n for i, n in zip(cells, values.shape[1:], strict=True)), (
+                "not all of the tile"
+            )
+            maps.append(values[:, cells[0]][:, :, cells[1]][..., cells[2]])
+            alone = embed([tile])[0].values
+            np.testing.assert_allclose(values, alone, rtol=1e-3, atol=1e-4 * float(np.ptp(values)))
+        change = np.abs(maps[1] - maps[0]).mean((0, 1))
+        assert change[disc].mean() > 1.5 * change[~disc].mean(), "the disc is seen elsewhere"
+
     @classmethod
     def _job(cls, trainer: TrainerSpec[Any], path: Path, epochs: int) -> TrainJob[Any]:
         return TrainJob(
@@ -305,12 +338,16 @@ class BackendTests:
 
     def _load(self, fitted: tuple[Path, Trained], probabilities: bool = False) -> Predictor:
         spec = _get_or_skip(PredictorSpec, self.backend)
+        return spec.load(self._predict_job(spec, fitted, probabilities))
+
+    def _predict_job(
+        self, spec: PredictorSpec[Any], fitted: tuple[Path, Trained], probabilities: bool = False
+    ) -> PredictJob[Any]:
         model, trained = fitted
         options = spec.options(**{**trained.calibrated, **self.predict_options})
-        job: PredictJob[Any] = PredictJob(
+        return PredictJob(
             options=options, device=self.device, model=model, probabilities=probabilities
         )
-        return spec.load(job)
 
     def _segment(self, fitted: tuple[Path, Trained], sample: Sample) -> Segmentation:
         return self._load(fitted)([_tile(sample)])[0]

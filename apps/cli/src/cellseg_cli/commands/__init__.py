@@ -23,11 +23,18 @@ _SET_UP = "Set up"
 COMMANDS = {
     "train": Entry("training", "Train a model on labelled images.", _USE),
     "resume": Entry("training", "Continue a training that was stopped, or train longer.", _USE),
+    "calibrate": Entry(
+        "calibrating", "Find the options of prediction that suit labelled images best.", _USE
+    ),
     "predict": Entry("predicting", "Segment images with a trained model.", _USE),
+    "embed": Entry("embedding", "Describe each object by a vector, from what a model sees.", _USE),
     "export": Entry("exporting", "Convert a trained model to another format.", _USE),
     "evaluate": Entry("scoring", "Score predicted labels against the truth.", _LOOK),
     "data": Entry("datasets", "Download public data sets to train on, or list them.", _LOOK),
     "check-data": Entry("data", "Check images and labels before training on them.", _LOOK),
+    "augment": Entry(
+        "augmenting", "Write augmented copies of labelled images, to train on.", _LOOK
+    ),
     "preview-augmentation": Entry("data", "Draw what augmentation does to your images.", _LOOK),
     "report": Entry("scoring", "Write the report page of a run again.", _LOOK),
     "demo": Entry("setup", "Train, predict and score on synthetic cells; needs no data.", _SET_UP),

@@ -112,6 +112,11 @@ def _page(backend: InstalledBackend) -> Iterator[str]:
             yield ""
             yield f"Options of {title} (with their defaults):"
             yield from columns(rows)
+    aliases = _aliases(backend)
+    if aliases:
+        yield ""
+        yield "Other names that it knows:"
+        yield from columns([(f"  {flag(alias)}", flag(name)) for alias, name in aliases.items()])
 
 
 def _in_full(backend: InstalledBackend) -> dict[str, object]:
@@ -124,6 +129,7 @@ def _in_full(backend: InstalledBackend) -> dict[str, object]:
         "presets": {n: dict(p) for n, p in backend.trainer.presets.items()}
         if backend.trainer
         else {},
+        "aliases": _aliases(backend),
         "options": {title: _as_json(model) for title, model in _option_classes(backend)},
     }
 
@@ -132,6 +138,12 @@ def _presets(backend: InstalledBackend) -> dict[str, list[str]]:
     """The options of each preset of a backend, as lines of a config file."""
     presets = backend.trainer.presets if backend.trainer is not None else {}
     return {n: [entry(*option) for option in p.items()] for n, p in presets.items()}
+
+
+def _aliases(backend: InstalledBackend) -> dict[str, str]:
+    """The other names of options that its cards have, and the option that each is."""
+    cards = (backend.trainer, backend.predictor, *backend.exporters)
+    return {alias: name for card in cards if card for alias, name in card.aliases.items()}
 
 
 def _option_classes(backend: InstalledBackend) -> Iterator[tuple[str, type[Options]]]:

@@ -58,9 +58,10 @@ def preview_augmentation(arguments: Arguments) -> Command:
     line = Line(arguments)
     trainer = line.trainer()
     groups = [Group(PreviewSettings, "Preview")]
+    aliases = trainer.aliases if trainer is not None else {}
     if trainer is not None:
-        groups.append(Group(trainer.options, f"Backend: {trainer.name}"))
-    reader = line.reader([group.model for group in groups], line.preset)
+        groups.append(Group(trainer.options, f"Backend: {trainer.name}", aliases=aliases))
+    reader = line.reader([group.model for group in groups], line.preset, aliases)
     groups.insert(1, reader)
 
     def run(

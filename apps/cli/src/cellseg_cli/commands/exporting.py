@@ -1,5 +1,6 @@
 """``cellseg export``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +22,12 @@ def export(arguments: Arguments) -> Command:
     line = Line(arguments)
     name, model_path = line.chosen("format") or _DEFAULT, line.existing(())
     options = NoOptions
+    aliases: Mapping[str, str] = {}
     if model_path is not None:
         _, bundle = Bundle.find(model_path)
-        options = line.plugins.exporter(bundle.backend, name).options
-    groups = [Group(options, f"Format: {name}")]
+        spec = line.plugins.exporter(bundle.backend, name)
+        options, aliases = spec.options, spec.aliases
+    groups = [Group(options, f"Format: {name}", aliases=aliases)]
 
     def run(
         console: Console,

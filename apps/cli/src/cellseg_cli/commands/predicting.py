@@ -18,7 +18,7 @@ def predict(arguments: Arguments) -> Command:
     """The command, with the options of core, of the reader and of the model's backend."""
     line = Line(arguments)
     groups = [Group(PredictSettings, "Model and images", short={"output": "-o"})]
-    own = _options_of_backend(line)
+    own = options_of_backend(line)
     if own is not None:
         groups.append(own)
     reader = line.reader([group.model for group in groups])
@@ -58,7 +58,7 @@ def predict(arguments: Arguments) -> Command:
     return Command(run, groups, line.file, line.configured)
 
 
-def _options_of_backend(line: Line) -> Group | None:
+def options_of_backend(line: Line) -> Group | None:
     """The options of the predictor that ``--model``, or else ``--backend``, names."""
     model, name = line.chosen("model"), line.chosen("backend")
     calibrated: dict[str, object] = {}
@@ -70,4 +70,4 @@ def _options_of_backend(line: Line) -> Group | None:
     if name is None:
         return None
     spec = line.plugins.get(PredictorSpec, name)
-    return Group(spec.options, f"Backend: {name}", calibrated)
+    return Group(spec.options, f"Backend: {name}", calibrated, aliases=spec.aliases)

@@ -21,9 +21,11 @@ def train(arguments: Arguments) -> Command:
     line = Line(arguments)
     trainer, chosen = line.trainer(), line.preset
     groups = [Group(TrainSettings, "Training", chosen)]
+    aliases = trainer.aliases if trainer is not None else {}
     if trainer is not None:
-        groups.append(Group(trainer.options, f"Backend: {trainer.name}", chosen))
-    reader = line.reader([group.model for group in groups], chosen)
+        own = Group(trainer.options, f"Backend: {trainer.name}", chosen, aliases=aliases)
+        groups.append(own)
+    reader = line.reader([group.model for group in groups], chosen, aliases)
     groups.insert(1, reader)
 
     def run(

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cellseg.download.remote import Remote, Settings, check, shown, source_of
 from cellseg.events import Emit
@@ -48,7 +49,7 @@ def fetch(remote: Remote, folder: Path, settings: Settings, emit: Emit) -> Fetch
     check(remote, settings)
     target = folder / remote.name
     if target.exists():
-        sums = _sums(target)
+        sums = _sums(remote, target)
         unproven = settings.force and not remote.checksum  # it may be anything
         if _matches(remote, target, sums) and not unproven:
             return Fetched(target, sums["sha256"], bool(remote.checksum), fresh=False)
@@ -64,7 +65,7 @@ def fetch(remote: Remote, folder: Path, settings: Settings, emit: Emit) -> Fetch
             _copy(remote, Path(settings.mirror).expanduser(), part, settings, emit)
         else:
             download(remote, part, settings, emit)
-        sums = _sums(part)
+        sums = _sums(remote, part)
         if not _matches(remote, part, sums):
             difference = _difference(remote, part)
             forget(part)
@@ -93,9 +94,16 @@ def _copy(remote: Remote, mirror: Path, part: Path, settings: Settings, emit: Em
             meter.at(out.tell())
 
 
-def _sums(path: Path) -> dict[str, str]:
-    """The checksums of a file, by kind."""
-    made = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
+def _sums(remote: Remote, path: Path) -> dict[str, str]:
+    """The SHA-256 of a file, and the checksum that it is compared by."""
+    kind = remote.checksum.partition(":")[0]
+    made: dict[str, Any] = {"sha256": hashlib.sha256()}
+    if kind == "md5":
+        made[kind] = hashlib.md5(usedforsecurity=False)
+    elif kind == "xxh128":
+        import xxhash
+
+        made[kind] = xxhash.xxh128()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             for each in made.values():
@@ -114,4 +122,4 @@ def _difference(remote: Remote, path: Path) -> str:
     if remote.size is not None and path.stat().st_size != remote.size:
         return f"it has {path.stat().st_size} bytes instead of {remote.size}"
     kind, _, digits = remote.checksum.partition(":")
-    return f"its {kind.upper()} is {_sums(path)[kind]} instead of {digits}"
+    return f"its {kind.upper()} is {_sums(remote, path)[kind]} instead of {digits}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -23,8 +24,8 @@ class Remote:
     size: int | None = None
     """In bytes, where it is known."""
     checksum: str = ""
-    """``sha256:`` or ``md5:`` and the sum in hexadecimal digits; empty where nobody published one.
-    """
+    """``sha256:``, ``md5:`` or ``xxh128:`` (which needs the package xxhash) and the sum in
+    hexadecimal digits; empty where nobody published one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +61,20 @@ def check(remote: Remote, settings: Settings) -> None:
     """Refuse what makes no sense, before anything is done.
 
     Raises:
-        ConfigError: a name or an address that is none, or ``insecure`` without a SHA-256.
+        ConfigError: a name or an address that is none, ``insecure`` without a SHA-256, or a
+            checksum whose package is not installed.
     """
     if remote.name != Path(remote.name).name or remote.name in ("", ".", ".."):
         raise ConfigError(f"{remote.name!r}: is no file name.")
     kind, _, digits = remote.checksum.partition(":")
-    lengths = {"sha256": 64, "md5": 32}
+    lengths = {"sha256": 64, "md5": 32, "xxh128": 32}
     if remote.checksum and not re.fullmatch(f"[0-9a-f]{{{lengths.get(kind, 0)}}}", digits):
         raise ConfigError(f"{remote.name}: {remote.checksum!r} is no checksum.")
+    if kind == "xxh128" and find_spec("xxhash") is None:
+        raise ConfigError(
+            f"{remote.name}: its checksum can be compared with the package xxhash alone.",
+            hint="Install it: uv pip install xxhash",
+        )
     if settings.insecure and kind != "sha256":
         raise ConfigError(
             f"{remote.name}: --insecure needs a SHA-256 to check the file by, and none is known."

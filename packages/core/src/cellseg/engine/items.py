@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cellseg.data import Dataset, Sample, Spacing, Tiling
 from cellseg.engine.plan import Plan
+from cellseg.engine.refine import Refinement
 from cellseg.errors import DataError
 from cellseg.normalise import Normaliser
 from cellseg.options import Options
 from cellseg.outputs.formats import Output
+from cellseg.prompting import Prompts
 from cellseg.specs import DatasetSpec, PredictJob, PredictorSpec
 
 TileRef = tuple[int, int]
@@ -114,6 +116,13 @@ class Recipe:
     stitch_overlap: float
     classes: tuple[str, ...]
     work: Path
+    refinement: Refinement = field(default_factory=Refinement)
+    prompts: Prompts | None = None
+    """The objects to segment; None where the predictor finds them by itself."""
+
+    def linked(self, item: Item) -> bool:
+        """Whether an image is a volume whose planes are segmented first, and linked then."""
+        return self.refinement.link is not None and not self.volumetric and item.plan.shape[0] > 1
 
 
 def batches(items: Sequence[Item], tiles: Sequence[TileRef], size: int) -> Iterator[list[TileRef]]:

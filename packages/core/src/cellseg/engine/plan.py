@@ -90,6 +90,16 @@ class Plan:
         z, y, x = (min(h, max(h // 2, 8)) for h in self.halo)
         return (z, y, x)
 
+    @cached_property
+    def surely_whole(self) -> ZYX:
+        """How long something is at most that each tile, some of it in its core, sees with all that
+        borders on it."""
+        z, y, x = (
+            n if tiles == 1 else h
+            for n, tiles, h in zip(self.shape, self.grid, self.halo, strict=True)
+        )
+        return (z, y, x)
+
     def __len__(self) -> int:
         """Number of tiles."""
         return prod(self.grid)

@@ -81,7 +81,7 @@ def _start(sent: bytes) -> None:
     global _worker
     # Ctrl-C goes to all processes of a terminal; the first one decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     recipe, outputs = pickle.loads(sent)
     samples = recipe.reader.open(recipe.images, recipe.reader_options, False)
     items = make_items(samples, recipe.tiling, recipe.volumetric)
@@ -89,8 +89,8 @@ def _start(sent: bytes) -> None:
     _worker = Worker(recipe, items)
 
 
-def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers; they would wait for work for ever."""
+def end_with_parent() -> None:
+    """Wait in a thread for the end of the parent: a killed one cannot stop its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cellseg.data import ZYX, Segmentation, Tile
+from cellseg.data import ZYX, Prompt, Segmentation, Tile
 from cellseg.engine.plan import Box, Plan
 from cellseg.engine.stitch import PartsInMemory, stitch
 from cellseg.engine.tile import NO_CLASS, tile_labels
 from cellseg.errors import DeviceError, PluginError
+from cellseg.prompting import within
 from cellseg.specs import Predictor
 
 SMALLEST = 64
@@ -149,7 +150,11 @@ class Segmenter:
         parts = []
         for index in range(len(plan)):
             read = (slice(None), *plan.read_box(index).slices)
-            half = Tile(image=np.ascontiguousarray(tile.image[read]), spacing=tile.spacing)
+            half = Tile(
+                image=np.ascontiguousarray(tile.image[read]),
+                spacing=tile.spacing,
+                prompts=_prompts(tile, plan.read_box(index)),
+            )
             parts.append(tile_labels(self([half])[0], plan, index))
         found = PartsInMemory([part.objects for part in parts])
         joined = stitch(plan, found, lambda i, d: parts[i].strips[d], self._least)
@@ -167,6 +172,11 @@ class Segmenter:
             {i + 1: int(k) for i, k in enumerate(kind) if k != NO_CLASS},
             likely,
         )
+
+
+def _prompts(tile: Tile, box: Box) -> tuple[Prompt, ...] | None:
+    """Those of a part of a tile."""
+    return None if tile.prompts is None else within(tile.prompts, box.start, box.stop)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -18,16 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.engine.records import is_whole, write_quickly
-from cellseg.errors import ConfigError, StorageError, UsageError
+from cellseg.errors import ConfigError, UsageError
 from cellseg.files import storage_errors, write_atomic
 from cellseg.options import flag
 
 
 class WorkDir:
-    """Where one prediction keeps its state; several processes may share it."""
+    """Where one prediction keeps its state; several processes may share it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the directory.
+        what: what messages call what is done here.
+    """
+
+    def __init__(self, path: Path, what: str = "prediction") -> None:
         self.path = path
+        self.what = what
         self._made: set[Path] = set()
 
     @property
@@ -64,7 +70,7 @@ class WorkDir:
         for name in {**known, **wanted}:
             if known.get(name) != wanted.get(name):
                 raise ConfigError(
-                    f"{self.path.parent}: this prediction began with {_said(name, known)}, "
+                    f"{self.path.parent}: this {self.what} began with {_said(name, known)}, "
                     f"not with {_said(name, wanted)}.",
                     hint="Resume it with the settings it began with, or start anew with "
                     "--overwrite.",
@@ -167,27 +173,14 @@ def check_startable(work: WorkDir, *, resume: bool, overwrite: bool, shard: bool
     unfinished = work.started and work.summary() is None
     if unfinished and not (resume or overwrite or shard):
         raise UsageError(
-            f"{work.path.parent} holds an unfinished prediction.",
+            f"{work.path.parent} holds an unfinished {work.what}.",
             hint="Go on with --resume, or start anew with --overwrite.",
         )
     if resume and not work.started:
         raise UsageError(
-            f"There is no prediction to resume in {work.path.parent}.",
+            f"There is no {work.what} to resume in {work.path.parent}.",
             hint="Leave out --resume to start one.",
         )
-
-
-def writable(folder: Path) -> None:
-    """Make a folder for outputs.
-
-    Raises:
-        StorageError: it cannot be made or written to.
-    """
-    with storage_errors(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise StorageError(f"{folder} is a file, not a folder.") from error
 
 
 def _said(name: str, values: Mapping[str, Any]) -> str:

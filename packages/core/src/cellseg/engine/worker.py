@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from cellseg.data import LazyArray, Segmentation, Tile
+from cellseg.data import LazyArray, Prompt, Segmentation, Tile
+from cellseg.engine.holes import fill_holes
 from cellseg.engine.items import Item, Recipe, TileRef
 from cellseg.engine.labels import StitchedLabels
+from cellseg.engine.plan import Box
 from cellseg.engine.probabilities import StitchedProbabilities
 from cellseg.engine.records import PartsOnDisk, Record, save, write_quickly
+from cellseg.engine.refine import refine
 from cellseg.engine.segment import Segmenter
 from cellseg.engine.state import WorkDir
 from cellseg.engine.stitch import Stitched, stitch
@@ -134,6 +137,7 @@ class Worker:
             paths = (self._work.record(item.index, frame * size + i) for i in range(size))
             records = [Record(path) for path in paths]
             joined = self._stitch(item, records)
+            joined = self._refined(item, joined, StitchedLabels(item.plan, records, joined))
             frames.append(StitchedLabels(item.plan, records, joined))
             objects.append(joined.objects)
             if self._recipe.job.probabilities:
@@ -150,6 +154,17 @@ class Worker:
         except DataError as error:
             raise DataError(f"{item.name}: {error}") from error
 
+    def _refined(self, item: Item, found: Stitched, labels: LazyArray) -> Stitched:
+        recipe = self._recipe
+        return refine(
+            found,
+            labels,
+            item.plan,
+            recipe.refinement,
+            planes=not recipe.volumetric,
+            pause=self._pause,
+        )
+
     def _read(self, ref: TileRef, failures: list[Failure]) -> Tile | None:
         """A normalised tile; None, and a failure, if it cannot be read."""
         item = self._items[ref[0]]
@@ -163,7 +178,11 @@ class Worker:
                 statistics = normaliser.statistics(block, sample.name)
             else:
                 statistics = self._statistics(item, frame)
-            return Tile(image=normaliser.apply(block, statistics), spacing=sample.spacing)
+            return Tile(
+                image=normaliser.apply(block, statistics),
+                spacing=sample.spacing,
+                prompts=self._prompts(item, frame, box),
+            )
         except DataError as error:
             failures.append(Failure(ref, str(error), True))
         except CellsegError:
@@ -171,6 +190,13 @@ class Worker:
         except Exception as error:  # a strange file must not stop the other images
             failures.append(Failure(ref, f"cannot be read: {_said(error)}", True))
         return None
+
+    def _prompts(self, item: Item, frame: int, box: Box) -> tuple[Prompt, ...] | None:
+        """Those in all that a tile reads; what two tiles answer is stitched."""
+        if self._recipe.prompts is None:
+            return None
+        index = item.frames[frame].frame
+        return self._recipe.prompts.within(item.name, index, box.start, box.stop)
 
     def _statistics(self, item: Item, frame: int) -> Statistics:
         """Of a whole frame; measured once, also by several processes and after a resume."""
@@ -211,6 +237,11 @@ class Worker:
 
     def _keep(self, ref: TileRef, found: Segmentation, outcome: Outcome) -> None:
         item = self._items[ref[0]]
+        most = self._recipe.refinement.fill_holes
+        if most:
+            # Larger ones would be filled in those tiles alone that see them whole.
+            longest = item.plan.surely_whole[1:]
+            found = replace(found, labels=fill_holes(found.labels, most, longest))
         tile = tile_labels(found, item.plan, item.locate(ref[1])[1])
         if item.tiles == 1:
             outcome.objects[item.index] = self._write_single(item, tile)
@@ -222,7 +253,13 @@ class Worker:
     def _write_single(self, item: Item, tile: TileLabels) -> int:
         """Write an image of one tile, whose labels never were on disk."""
         likely = [] if tile.probabilities is None else [tile.probabilities]
-        result = self._result(item, [tile.core.astype(np.uint32)], [tile.objects], likely)
+        count, labels = len(tile.objects), tile.core.astype(np.uint32)
+        ids = np.arange(1, count + 1, dtype=np.uint32)
+        whole = Stitched(ids, np.array([0, count]), tile.objects)
+        joined = self._refined(item, whole, labels)
+        if joined is not whole:
+            labels = np.take(joined.table(0), tile.core)
+        result = self._result(item, [labels], [joined.objects], likely)
         if self._writers is None:
             # Waiting for the disk to confirm a file takes longer than writing it.
             self._writers = ThreadPoolExecutor(_WRITERS, "cellseg-write")
@@ -245,7 +282,7 @@ class Worker:
             frames=frames,
             objects=objects,
             movie=item.movie,
-            planes=not self._recipe.volumetric,
+            planes=not self._recipe.volumetric and not self._recipe.linked(item),
             block=item.plan.core,
             spacing=item.spacing,
             classes=self._recipe.classes,

@@ -42,7 +42,7 @@ def write_probabilities(result: Result, group: Path, layout: Layout) -> None:
         group: where to.
         layout: the levels of labels that are written anew.
     """
-    layout = _with_classes(layout)
+    layout = with_channels(layout)
     attributes = multiscales(layout, result.name + PROBABILITIES)
     write_group(group, attributes | {"omero": _channels(result)}, layout.version)
     count = result.probabilities[0].shape[0]
@@ -56,7 +56,8 @@ def write_probabilities(result: Result, group: Path, layout: Layout) -> None:
         _halve(result, layout, (arrays[number - 1], arrays[number]), number)
 
 
-def _with_classes(layout: Layout) -> Layout:
+def with_channels(layout: Layout) -> Layout:
+    """The layout of an image with channels, by that of its labels."""
     at = with_classes(layout.names).index("c")
     axes, channel = layout.axes, {"name": "c", "type": "channel"}
     levels = (
@@ -96,11 +97,12 @@ def _halve(result: Result, layout: Layout, arrays: tuple[Any, Any], number: int)
                 )
                 block = np.asarray(source[key])
                 block = block.reshape(z.stop - z.start, y.stop - y.start, x.stop - x.start)
-                key, means = place(layout.names, frame, box.slices, _mean(block), kind)
+                key, means = place(layout.names, frame, box.slices, halved(block), kind)
                 target[key] = means
 
 
-def _mean(block: NDArray[np.float32]) -> NDArray[np.float32]:
+def halved(block: NDArray[Any]) -> NDArray[np.float32]:
+    """The means of 2 x 2 voxels of each plane of ``(z, y, x)``; odd edges are repeated."""
     depth, height, width = block.shape
     even = np.pad(block, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
     pairs = even.reshape(depth, even.shape[1] // 2, 2, even.shape[2] // 2, 2)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from cellseg.data import Dataset, Sample
 from cellseg.errors import DataError
-from cellseg.options import parse
+from cellseg.options import parse, unaliased
+from cellseg.readers.origins import with_origins
 from cellseg.readers.stored import NONE
 from cellseg.specs import DatasetSpec
 
@@ -63,16 +64,20 @@ def open_dataset(
         path: file, folder or container.
         reader: name of a reader, or ``auto``.
         options: options of the reader, by name.
-        labelled: look for ground truth; an image without it is an error.
+        labelled: look for ground truth; an image without it is an error. Then images that
+            ``cellseg augment`` made have the source of what they were made from.
 
     Raises:
         ConfigError: an option is unknown or not allowed.
         DataError: nothing is there, something is damaged, or labels are missing or do not fit.
     """
     spec = reader_for(plugins, path, reader)
-    samples = spec.open(path, parse(spec.options, options, f"reader {spec.name}"), labelled)
+    given = unaliased(options, spec.aliases)
+    samples = spec.open(path, parse(spec.options, given, f"reader {spec.name}"), labelled)
     if not samples:
         raise DataError(f"{path}: holds no images.")
+    if labelled and spec.name != "collection":  # which opens each of its data sets by this function
+        samples = with_origins(path, samples)
     counts = Counter(sample.name for sample in samples)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch  # noqa: TID253
 
-from cellseg.errors import DivergedError, InterruptedRunError, PluginError
+from cellseg.errors import ConfigError, DivergedError, InterruptedRunError, PluginError
 from cellseg.events import Checkpointed, Emit, Event, Note, Progress, Validated
 from cellseg.specs import TrainJob
 from cellseg.torch.checkpoints import Checkpoints, Position
@@ -87,6 +87,12 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
     if options.fast_dev_run:
         emit(Note("A fast development run: one step, one batch of validation. Not a model to use."))
         job, loaders = _shortest(job, loaders)
+    if options.preview_every and not loaders.val_batches:
+        raise ConfigError(
+            f"--preview-every {options.preview_every} does nothing: pictures are drawn of images that"
+            " validate, and there are none.",
+            hint="Leave it out, or keep some images for validation.",
+        )
     check_hardware(options, resolve_device(job.device))
     port = free_port() if options.devices > 1 else 0
     plain = replace(job, interrupted=_never)
@@ -306,7 +312,7 @@ class _Loop:
         every = self.options.preview_every
         if every is None:
             return True
-        last = self.at.epoch == self.job.epochs
+        last = self.at.epoch == self.job.epochs or self._out_of_patience()
         return every > 0 and (last or self.at.epoch % every == 0)
 
     def _divide(self, sums: dict[str, list[float]]) -> dict[str, float]:
@@ -346,12 +352,16 @@ class _Loop:
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return dict(get_model_state_dict(self.learner, options=whole))
 
+    def _out_of_patience(self) -> bool:
+        """Whether as many validations as --early-stopping allows brought no better score."""
+        return 0 < self.options.early_stopping <= self.at.stale
+
     def _stopped_early(self) -> bool:
-        patience = self.options.early_stopping
-        if not patience or self.at.stale < patience:
-            return False
-        self.emit(Note(f"Stopped early: no better score in {patience} validations."))
-        return True
+        stopped = self._out_of_patience()
+        if stopped:
+            patience = self.options.early_stopping
+            self.emit(Note(f"Stopped early: no better score in {patience} validations."))
+        return stopped
 
     def _state(self) -> dict[str, Any]:
         state = {"module": self.module, "optimiser": self.optimiser}

@@ -52,14 +52,19 @@ class LabelPair:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """Which label images to take from one side."""
+class Wanted:
+    """Which label images to take from a path."""
 
     role: str
+    """What messages call them."""
     path: Path
     key: str | None
+    """Name of the labels inside OME-Zarr images, or key in other containers."""
     suffix: str | None
+    """End of the names, which is cut off."""
     axes: str | None
+    key_flag: str
+    """How the user gives ``key``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +110,24 @@ def label_pairs(
         DataError: a path holds no label images, some have no partner (all are listed), or two that
             belong together differ in shape.
     """
-    wanted = _Wanted(
+    wanted = Wanted(
         "prediction",
         prediction,
         settings.prediction_key,
         settings.prediction_suffix,
         settings.axes,
+        "--prediction-key",
     )
-    predicted = _label_images(plugins, wanted)
-    wanted = _Wanted("truth", truth, settings.truth_key, settings.truth_suffix, settings.axes)
-    true = _label_images(plugins, wanted)
+    predicted = label_images(plugins, wanted)
+    wanted = Wanted(
+        "truth",
+        truth,
+        settings.truth_key,
+        settings.truth_suffix,
+        settings.axes,
+        "--truth-key",
+    )
+    true = label_images(plugins, wanted)
     folders = _is_folder(prediction) or _is_folder(truth)
     if not folders and _one_source(predicted, true):
         pairs = [LabelPair(p, t) for p, t in zip(predicted, true, strict=True)]
@@ -171,7 +184,12 @@ def _movie(image: LabelImage) -> str:
     return name if mark and frame.isdecimal() else image.name
 
 
-def _label_images(plugins: Plugins, wanted: _Wanted) -> list[LabelImage]:
+def label_images(plugins: Plugins, wanted: Wanted) -> list[LabelImage]:
+    """All label images at a path, whatever they are stored in; nothing is read yet.
+
+    Raises:
+        DataError: there are none, two have one name, or some are no label images.
+    """
     path = wanted.path
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder, wanted as the {wanted.role}.")
@@ -187,7 +205,7 @@ def _label_images(plugins: Plugins, wanted: _Wanted) -> list[LabelImage]:
     return _with_suffix(_of_container(plugins, path, wanted), wanted)
 
 
-def _with_suffix(images: list[LabelImage], wanted: _Wanted) -> list[LabelImage]:
+def _with_suffix(images: list[LabelImage], wanted: Wanted) -> list[LabelImage]:
     """Those images whose names end as the user says, without that end."""
     suffix = wanted.suffix or ""
     kept = []
@@ -238,13 +256,13 @@ def _folders(folder: Path) -> Iterator[Path]:
             yield from _folders(entry)
 
 
-def _of_file(name: str, path: Path, wanted: _Wanted) -> list[LabelImage]:
+def _of_file(name: str, path: Path, wanted: Wanted) -> list[LabelImage]:
     options = parse(ReaderOptions, {"axes": wanted.axes})
     samples = samples_of(name, label_image(path), None, options, path)
     return [_single_channel(sample, path) for sample in samples]
 
 
-def _of_folder(plugins: Plugins, wanted: _Wanted) -> list[LabelImage]:
+def _of_folder(plugins: Plugins, wanted: Wanted) -> list[LabelImage]:
     """Label images of all containers in a folder and its subfolders."""
     root = wanted.path
     readers = plugins.all(DatasetSpec).values()
@@ -257,7 +275,7 @@ def _of_folder(plugins: Plugins, wanted: _Wanted) -> list[LabelImage]:
     return images
 
 
-def _of_container(plugins: Plugins, path: Path, wanted: _Wanted) -> list[LabelImage]:
+def _of_container(plugins: Plugins, path: Path, wanted: Wanted) -> list[LabelImage]:
     """Label images through a reader: by key, or as the labels of its images."""
     reader = reader_for(plugins, path)
     known = reader.options.model_fields
@@ -272,7 +290,7 @@ def _of_container(plugins: Plugins, path: Path, wanted: _Wanted) -> list[LabelIm
         if "label" not in known:
             raise DataError(
                 f"{path}: labels have no names in what {reader.name} reads.",
-                hint=f"Leave --{wanted.role}-key out.",
+                hint=f"Leave {wanted.key_flag} out.",
             )
     options = {name: value for name, value in given.items() if name in known}
     try:
@@ -280,7 +298,7 @@ def _of_container(plugins: Plugins, path: Path, wanted: _Wanted) -> list[LabelIm
     except DataError as error:
         if error.hint is None:
             raise
-        ours = re.sub(r"--(raw-key|label)\b(?!-)", f"--{wanted.role}-key", error.hint)
+        ours = re.sub(r"--(raw-key|label)\b(?!-)", wanted.key_flag, error.hint)
         raise DataError(str(error), hint=ours) from error
     if are_labels:
         return [_single_channel(sample, path) for sample in samples]

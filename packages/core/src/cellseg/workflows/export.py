@@ -10,7 +10,7 @@ from cellseg.bundle import Bundle
 from cellseg.errors import DataError
 from cellseg.events import Emit
 from cellseg.files import replacing
-from cellseg.options import parse
+from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.specs import ExportJob
 
@@ -44,7 +44,7 @@ def export(
     """
     directory, bundle = Bundle.find(model)
     spec = plugins.exporter(bundle.backend, name)
-    chosen = parse(spec.options, options or {})
+    chosen = parse(spec.options, unaliased(options or {}, spec.aliases))
     if target.exists() and not overwrite:
         raise DataError(f"{target} exists.", hint="Add --overwrite, or choose another --output.")
     with replacing(target) as temporary:

@@ -41,11 +41,12 @@ def config_text(plugins: Plugins, backend: str, preset: str | None = None) -> st
         "",
         f"backend: {backend}",
     ]
-    lines += _section("Training", TrainSettings, given)
+    aliases = spec.aliases
+    lines += _section("Training", TrainSettings, given, aliases)
     if given.keys() - TrainSettings.model_fields.keys() - spec.options.model_fields.keys():
         reader = str(given.get("reader", AUTO))
-        lines += _section(f"Reader {reader}", options_of_reader(plugins, reader), given)
-    lines += _section(f"Backend {backend}", spec.options, given)
+        lines += _section(f"Reader {reader}", options_of_reader(plugins, reader), given, aliases)
+    lines += _section(f"Backend {backend}", spec.options, given, aliases)
     return "\n".join(lines) + "\n"
 
 
@@ -77,7 +78,12 @@ def entry(name: str, value: object) -> str:
     return f"{_flow(name)}: {_flow(value)}"
 
 
-def _section(default_panel: str, model: type[Options], given: Mapping[str, object]) -> list[str]:
+def _section(
+    default_panel: str,
+    model: type[Options],
+    given: Mapping[str, object],
+    aliases: Mapping[str, str],
+) -> list[str]:
     """The options of one class, under its headings."""
     panels: dict[str, list[str]] = {}
     for name in model.model_fields:
@@ -87,12 +93,14 @@ def _section(default_panel: str, model: type[Options], given: Mapping[str, objec
     for panel, names in panels.items():
         lines += ["", f"# --- {panel} ---"]
         for name in names:
-            lines += ["", *_help(model, name), entry(name, values[name])]
+            also = [alias for alias, option in aliases.items() if option == name]
+            lines += ["", *_help(model, name, also), entry(name, values[name])]
     return lines
 
 
-def _help(model: type[Options], name: str) -> Sequence[str]:
+def _help(model: type[Options], name: str, also: Sequence[str]) -> Sequence[str]:
     text = " ".join((model.model_fields[name].description or "").replace("``", "").split())
+    text += f" (also {', '.join(also)})" if also else ""
     return [f"# {line}" for line in textwrap.wrap(text, _WIDTH)]
 
 

@@ -9,17 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.bundle import Bundle
-from cellseg.data import Dataset, Tiling
 from cellseg.engine.items import Item, Recipe, make_items
 from cellseg.engine.run import Prediction, Share, remove_leftovers
-from cellseg.engine.state import WorkDir, check_startable, writable
+from cellseg.engine.state import WorkDir, check_startable
 from cellseg.errors import ConfigError, DataError, InterruptedRunError, UsageError
 from cellseg.events import Emit, Note
-from cellseg.normalise import Normaliser
-from cellseg.options import parse
+from cellseg.files import make_folder
+from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import describe, reader_for
-from cellseg.specs import PredictJob, PredictorSpec
+from cellseg.specs import PredictJob
+from cellseg.workflows.models import check_images, is_volumetric, predictor_for, tiling_for
+from cellseg.workflows.predict_objects import (
+    hole_notes,
+    linking_notes,
+    normaliser_of,
+    prompts_of,
+    refinement_of,
+    refuse_unlinked,
+)
 from cellseg.workflows.predict_outputs import formats_for, outputs_for, refuse_collisions
 from cellseg.workflows.predict_settings import PredictSettings
 from cellseg.workflows.predict_summary import (
@@ -100,14 +108,14 @@ def predict(
             return _summary(items, summary["objects"], began)
     else:
         _refuse_to_overwrite(items, settings)
-    for note in _notes(items):
+    for note in _notes(items, recipe):
         emit(Note(note))
     prediction = Prediction(recipe, items, share, emit, interrupted)
     prediction.load()
     if settings.output is not None:
-        writable(settings.output)
+        make_folder(settings.output)
     if again or settings.shard is not None:
-        writable(work.path)
+        make_folder(work.path)
         work.join(request)
     else:
         work.start(request)
@@ -135,26 +143,32 @@ def _resolve(
     reader_options: Mapping[str, object],
 ) -> tuple[Recipe, list[Item], dict[str, object]]:
     model, bundle = Bundle.find(settings.model) if settings.model is not None else (None, None)
-    predictor = _predictor(plugins, settings, bundle)
+    predictor = predictor_for(plugins, settings, bundle)
     if settings.output_probs and not predictor.probabilities:
         raise ConfigError(
             f"--output-probs: the backend {predictor.name!r} gives no probabilities.",
             hint="Leave it out.",
         )
-    given = predictor.options.over(bundle.predict if bundle else {}, options)
-    parsed = parse(predictor.options, given, predictor.name)
+    normaliser = normaliser_of(settings, bundle)
+    volumetric = is_volumetric(predictor, bundle)
+    refinement = refinement_of(settings, predictor, volumetric)
+    wanted = unaliased(options, predictor.aliases)
+    # What was calibrated is for objects that the model finds by itself.
+    stored = bundle.predict if bundle and settings.prompts is None else {}
+    parsed = parse(predictor.options, predictor.options.over(stored, wanted), predictor.name)
     if not images.exists():
         raise DataError(f"There is nothing at {images}.")
     reader = reader_for(plugins, images, settings.reader)
-    reading = dict(reader_options)
+    reading = unaliased(reader_options, reader.aliases)
     if bundle and bundle.channel_selection and "channels" in reader.options.model_fields:
         reading.setdefault("channels", bundle.channel_selection)
     parsed_reading = parse(reader.options, reading, reader.name)
     samples = reader.open(images, parsed_reading, False)
-    _check_channels(samples, images, bundle)
-    volumetric = "3d" in predictor.tasks and (bundle is None or bundle.volumetric)
-    tiling = _tiling(settings, bundle, predictor, volumetric)
+    check_images(samples, images, bundle)
+    tiling = tiling_for(settings, bundle, predictor, volumetric)
     items = make_items(samples, tiling, volumetric)
+    refuse_unlinked(settings, items)
+    prompts, shown = prompts_of(settings, predictor, items)
     formats = formats_for(settings, samples)
     items = [replace(item, outputs=outputs_for(item, formats, settings)) for item in items]
     refuse_collisions(items)
@@ -169,12 +183,14 @@ def _resolve(
         reader=reader,
         images=images,
         reader_options=parsed_reading,
-        normaliser=bundle.normaliser if bundle else Normaliser(),
+        normaliser=normaliser,
         tiling=tiling,
         volumetric=volumetric,
         stitch_overlap=settings.stitch_overlap,
         classes=bundle.classes if bundle else (),
         work=_work(images, settings),
+        refinement=refinement,
+        prompts=prompts,
     )
     request: dict[str, object] = {"images": str(images.resolve())}
     request |= settings.model_dump(mode="json", exclude=set(_FREE))
@@ -182,6 +198,7 @@ def _resolve(
         "backend": predictor.name,
         "model": str(model.resolve()) if model else None,
         "weights": bundle.weights if bundle else None,
+        "prompts": shown,
         "reader": reader.name,
         "format": list(formats),
     }
@@ -191,74 +208,6 @@ def _resolve(
         [item.name, *item.plan.shape, len(item.frames)] for item in items
     ]
     return recipe, items, request
-
-
-def _predictor(
-    plugins: Plugins, settings: PredictSettings, bundle: Bundle | None
-) -> PredictorSpec[Any]:
-    if bundle is None:
-        if settings.backend is None:
-            raise UsageError(
-                "Which model? Neither --model nor --backend is given.",
-                hint="Give --model RUN after cellseg train, or --backend NAME for published "
-                "weights; cellseg backends lists them.",
-            )
-        return plugins.get(PredictorSpec, settings.backend)
-    if settings.backend not in (None, bundle.backend):
-        raise UsageError(
-            f"{settings.model} is a model of the backend {bundle.backend!r}, "
-            f"not of {settings.backend!r}.",
-            hint="Leave out --backend.",
-        )
-    return plugins.get(PredictorSpec, bundle.backend)
-
-
-def _check_channels(samples: Dataset, images: Path, bundle: Bundle | None) -> None:
-    if not len(samples):
-        raise DataError(f"There are no images in {images}.")
-    for sample in samples:
-        if min(sample.image.shape) < 1:
-            raise DataError(f"{sample.name}: the image is empty, its shape {sample.image.shape}.")
-        found = sample.image.shape[0]
-        if bundle is not None and found != bundle.channels:
-            names = f" ({', '.join(sample.channels)})" if sample.channels else ""
-            raise DataError(
-                f"{sample.name}: the image has {found} channel(s){names}, but the model was "
-                f"trained with {bundle.channels}.",
-                hint="Pick as many with --channels.",
-            )
-
-
-def _tiling(
-    settings: PredictSettings,
-    bundle: Bundle | None,
-    predictor: PredictorSpec[Any],
-    volumetric: bool,
-) -> Tiling:
-    if not volumetric and (settings.tile_depth is not None or settings.halo_depth is not None):
-        raise UsageError(
-            "--tile-depth and --halo-depth are for models that segment volumes; this one "
-            "segments plane by plane."
-        )
-    liked = bundle.tiling if bundle and bundle.tiling else predictor.tiling
-    size, halo, depth, halo_depth = (
-        settings.tile_size,
-        settings.halo,
-        settings.tile_depth,
-        settings.halo_depth,
-    )
-    return Tiling(
-        core=(
-            liked.core[0] if depth is None else depth,
-            liked.core[1] if size is None else size,
-            liked.core[2] if size is None else size,
-        ),
-        halo=(
-            liked.halo[0] if halo_depth is None else halo_depth,
-            liked.halo[1] if halo is None else halo,
-            liked.halo[2] if halo is None else halo,
-        ),
-    )
 
 
 def _work(images: Path, settings: PredictSettings) -> Path:
@@ -308,8 +257,8 @@ def _check_still_there(items: Sequence[Item]) -> None:
                 )
 
 
-def _notes(items: Sequence[Item]) -> list[str]:
-    """How the images are understood, and where their tiles will cut objects."""
+def _notes(items: Sequence[Item], recipe: Recipe) -> list[str]:
+    """How the images are understood, where their tiles will cut objects, what is linked."""
     notes = describe([frame for item in items[:_SHOWN] for frame in item.frames])
     if len(items) > _SHOWN:
         notes.append(f"... and {len(items) - _SHOWN} more image(s).")
@@ -321,18 +270,21 @@ def _notes(items: Sequence[Item]) -> list[str]:
         ]
         if uncut:
             notes.append(f"{item.name}: without a halo along {', '.join(uncut)}, cells are cut.")
-    return notes
+    notes += hole_notes(items, recipe.refinement)
+    return notes + linking_notes(items, recipe.refinement, recipe.volumetric)
 
 
 def _dry_run(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -> PredictSummary:
-    planned = tuple(PlannedImage.of(item) for item in items)
+    planned = tuple(PlannedImage.of(item, recipe.linked(item)) for item in items)
     classes = max(len(recipe.classes), 2) if settings.output_probs else 0
     return PredictSummary(
         images=len(items),
         objects=0,
         outputs=tuple(o.path for item in items for o in item.outputs),
         planned=planned,
-        memory=memory_estimate(items, settings.batch_size, settings.workers, classes),
+        memory=memory_estimate(
+            items, settings.batch_size, settings.workers, classes, recipe.refinement
+        ),
         disk=disk_estimate(items, classes),
         dry_run=True,
     )

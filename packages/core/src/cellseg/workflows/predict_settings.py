@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,15 @@ class PredictSettings(Options):
 
     panels: ClassVar = {
         "Output": ("output", "format", "output_probs", "label_name", "overwrite"),
+        "Objects": (
+            "link_slices",
+            "link_overlap",
+            "link_gap",
+            "fill_holes",
+            "min_area",
+            "border_margin",
+            "keep_largest",
+        ),
         "Tiles": (
             "tile_size",
             "tile_depth",
@@ -33,6 +42,13 @@ class PredictSettings(Options):
     """Backend to segment with, where no model is given: its own published weights."""
     reader: str = "auto"
     """How to read the images; 'auto' looks at the files."""
+    prompts: Path | None = None
+    """A CSV or GeoJSON file of points and boxes that show the objects to segment, or a folder with
+    one for each image; for backends that take such prompts. By default the backend finds the
+    objects by itself."""
+    polarity: Literal["as-is", "bright", "dark"] | None = None
+    """Whether objects are brighter or darker than what surrounds them: dark inverts the image,
+    bright and as-is leave it alone. Only for published weights; a trained model has its own."""
     output: Path | None = None
     """Folder for the results. Without it, labels go into the OME-Zarr images themselves."""
     format: tuple[Format, ...] = ()
@@ -46,6 +62,26 @@ class PredictSettings(Options):
     """Name of the labels in an OME-Zarr."""
     overwrite: bool = False
     """Replace results that are there, and forget an unfinished prediction."""
+    link_slices: bool | None = None
+    """Make one object of those that lie over each other in neighbouring planes of a volume, where
+    the backend segments plane by plane; images of one plane are left alone. By default as the
+    backend prefers."""
+    link_overlap: float | None = Field(None, gt=0, le=1)
+    """IoU (shared part of both) that two objects of neighbouring planes need to be linked; each is
+    linked to the one that it overlaps best, if that holds both ways. By default 0.25."""
+    link_gap: int | None = Field(None, ge=0)
+    """Planes that an object may be missing in and still go on beyond them. By default 0."""
+    fill_holes: int | None = Field(None, ge=1)
+    """Fill holes of at most this many pixels in an object, plane by plane. By default none."""
+    min_area: int | None = Field(None, ge=1)
+    """Leave out objects of fewer voxels, counted when they are stitched and linked. By default
+    none."""
+    border_margin: int | None = Field(None, ge=1)
+    """Leave out objects with fewer pixels than this between their bounding box and the border of
+    the image in y or x: 1 leaves out those that touch the border. By default none."""
+    keep_largest: int | None = Field(None, ge=1)
+    """Of the objects that remain, keep only this many, the largest: of each image, each frame of a
+    movie, and each plane of a volume whose planes are not linked. By default all."""
     tile_size: int | None = Field(None, ge=16)
     """Height and width of a tile without its halo, in pixels. By default what the model likes."""
     tile_depth: int | None = Field(None, ge=1)

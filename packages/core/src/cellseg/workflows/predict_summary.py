@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg.engine.items import Item
+from cellseg.engine.refine import Refinement
 
 _BASE = 300 << 20
 """Python and its libraries, without the model."""
@@ -25,9 +26,11 @@ class PlannedImage:
     tile_shape: tuple[int, ...]
     """Of the largest tile with its halo, ``(c, z, y, x)``."""
     outputs: tuple[Path, ...]
+    linked: bool = False
+    """Whether objects of its planes are linked."""
 
     @classmethod
-    def of(cls, item: Item) -> PlannedImage:
+    def of(cls, item: Item, linked: bool = False) -> PlannedImage:
         """Look at an image without reading its pixels."""
         first = item.frames[0]
         shape = tuple(first.image.shape)
@@ -40,6 +43,7 @@ class PlannedImage:
             tiles=item.tiles,
             tile_shape=(shape[0], *_largest(item)),
             outputs=tuple(output.path for output in item.outputs),
+            linked=linked,
         )
 
     def line(self) -> str:
@@ -47,10 +51,11 @@ class PlannedImage:
         shape = " x ".join(str(n) for n in self.shape)
         tile = " x ".join(str(n) for n in self.tile_shape[1:])
         channels = f" ({', '.join(self.channels)})" if self.channels else ""
+        linked = ", planes linked" if self.linked else ""
         targets = ", ".join(str(path) for path in self.outputs)
         return (
             f"{self.name}: {self.axes} {shape} {self.dtype}{channels}, "
-            f"{self.tiles} tile(s) of up to {tile} -> {targets}"
+            f"{self.tiles} tile(s) of up to {tile}{linked} -> {targets}"
         )
 
 
@@ -112,6 +117,7 @@ class PredictSummary:
                     "channels": list(image.channels),
                     "tiles": image.tiles,
                     "tile_shape": list(image.tile_shape),
+                    "linked": image.linked,
                     "outputs": [str(path) for path in image.outputs],
                 }
                 for image in self.planned
@@ -119,13 +125,21 @@ class PredictSummary:
         return values
 
 
-def memory_estimate(items: Sequence[Item], batch_size: int, workers: int, classes: int = 0) -> int:
+def memory_estimate(
+    items: Sequence[Item],
+    batch_size: int,
+    workers: int,
+    classes: int = 0,
+    refinement: Refinement | None = None,
+) -> int:
     """Bytes that predicting takes at its peak, without the model and what it computes.
 
     A tile is held as it is on disk, as float32, and as labels of the widest type; writing holds
     a few tiles of labels. Probabilities of ``classes`` are held as float32 and as float16, once as
-    they are and once compressed.
+    they are and once compressed. Linking holds a tile of each of ``2 + gap`` planes, and where in
+    two of them ids change; a plane of a tile is held a few times as its holes are filled.
     """
+    link = refinement.link if refinement else None
     most = 0
     for item in items:
         voxels = 1
@@ -134,7 +148,12 @@ def memory_estimate(items: Sequence[Item], batch_size: int, workers: int, classe
         image = item.frames[0].image
         tile = voxels * (image.shape[0] * (image.dtype.itemsize + 8) + 16)
         tile += voxels * classes * (4 + 2 + 2)
-        most = max(most, tile * batch_size + voxels * 16 + (64 << 20))
+        if refinement and refinement.fill_holes:
+            tile += 8 * voxels // _largest(item)[0]
+        depth = item.plan.shape[0]
+        linking = 4 * min(2 + link.gap, depth) + 16 if link and depth > 1 else 0
+        writing = voxels * max(16, linking)
+        most = max(most, tile * batch_size + writing + (64 << 20))
     return workers * (_BASE + most)
 
 

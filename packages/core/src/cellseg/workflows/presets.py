@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from cellseg.errors import ConfigError, PluginError
-from cellseg.options import Options, parse
+from cellseg.options import Options, parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import AUTO
 from cellseg.readers.options import ReaderOptions
@@ -82,15 +82,18 @@ def with_preset(plugins: Plugins, backend: str, name: str, **changes: object) ->
         plugins: where to find the backend and the reader.
         backend: name of a trainer.
         name: one of its presets.
-        changes: options of core, of the reader and of the trainer; they win over the preset.
+        changes: options of core, of the reader and of the trainer, by their names or by those that
+            the trainer has for them; they win over the preset.
 
     Raises:
-        ConfigError: there is no such preset, or an option has a value that is not allowed.
+        ConfigError: there is no such preset, or an option has a value that is not allowed or is
+            given under two names.
         PluginError: the preset sets an option that nobody has.
     """
     spec = plugins.get(TrainerSpec, backend)
-    chosen = {option: changes[option] for option in CHOICES if option in changes}
-    values = {**preset_options(plugins, spec, name, chosen), **changes}
+    wanted = unaliased(changes, spec.aliases)
+    chosen = {option: wanted[option] for option in CHOICES if option in wanted}
+    values = {**preset_options(plugins, spec, name, chosen), **wanted}
     core, own = TrainSettings.model_fields, spec.options.model_fields
     return {
         "settings": parse(TrainSettings, {n: v for n, v in values.items() if n in core}),

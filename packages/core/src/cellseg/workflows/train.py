@@ -15,12 +15,13 @@ from cellseg.errors import ConfigError, DataError, DeviceError, PluginError
 from cellseg.events import Emit, Event, Note, Progress, Resumed
 from cellseg.files import remove, remove_leftovers
 from cellseg.normalise import Normaliser
-from cellseg.options import Options, parse
+from cellseg.options import Options, parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset, overview, reader_for
 from cellseg.runs import Request, RunDir
 from cellseg.specs import TrainerSpec, TrainJob
 from cellseg.splits import Splits, make_splits, select, weighted
+from cellseg.workflows.aliases import sorted_out
 from cellseg.workflows.train_settings import TrainSettings
 
 MOST_KINDS = 5
@@ -50,19 +51,22 @@ def train(
         out: the run directory to make.
         settings: core's options.
         reader_options: options of the reader, by name.
-        options: options of the backend, by name.
+        options: options of the backend, by name; also any others under the names that the backend
+            has for them (``Spec.aliases``).
         emit: gets each event, after the run has recorded it.
         interrupted: asked after each step; True stops the training with its state saved.
 
     Raises:
         CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
     """
-    settings = settings or TrainSettings()
     spec = plugins.get(TrainerSpec, backend)
-    chosen = parse(spec.options, options or {})
+    settings, given, own = sorted_out(
+        spec, settings or TrainSettings(), reader_options or {}, options or {}
+    )
+    chosen = parse(spec.options, own)
     RunDir.check_free(out)
     reader = reader_for(plugins, data, settings.reader)
-    read = parse(reader.options, reader_options or {})
+    read = parse(reader.options, unaliased(given, reader.aliases))
     refuse_clashes(settings, read, chosen)
     train_set, val_set, splits = _split(plugins, data, settings, reader.name, read)
     _check_samples(train_set + val_set)
@@ -145,15 +149,30 @@ def resume(
     settings = parse(TrainSettings, {**request.settings, **changes}, str(run))
     spec = plugins.get(TrainerSpec, request.backend)
     chosen = parse(spec.options, request.options, str(run))
-    reader = reader_for(plugins, request.data, request.reader)
-    read = parse(reader.options, request.reader_options, str(run))
-    train_set, val_set, _ = _split(
-        plugins, request.data, settings, reader.name, read, directory.splits
-    )
+    train_set, val_set = samples_of(plugins, directory)
     _Session(plugins, directory, request, settings, chosen, train_set, val_set).go(
         emit, interrupted, again=True
     )
     return directory
+
+
+def samples_of(plugins: Plugins, run: RunDir) -> tuple[list[Sample], list[Sample]]:
+    """What a run trains and validates on, read as it reads it, and divided as its splits say.
+
+    Args:
+        plugins: where to find the reader.
+        run: started before; it need not be finished.
+
+    Raises:
+        DataError: this is no run, or its data is gone or has changed.
+        CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
+    """
+    request, where = run.request(), str(run.path)
+    settings = parse(TrainSettings, request.settings, where)
+    reader = reader_for(plugins, request.data, request.reader)
+    read = parse(reader.options, request.reader_options, where)
+    train_set, val_set, _ = _split(plugins, request.data, settings, reader.name, read, run.splits)
+    return train_set, val_set
 
 
 def refuse_clashes(*groups: Options) -> None:
@@ -266,7 +285,10 @@ def _split(
 
 
 def _refuse_shared(train_set: Any, val_set: list[Sample], val: Path) -> None:
-    shared = {s.path for s in train_set} & {s.path for s in val_set} - {None}
+    ours, theirs = (
+        {s.path.resolve() for s in side if s.path is not None} for side in (train_set, val_set)
+    )
+    shared = ours & theirs
     if shared:
         raise DataError(
             f"--val {val}: {min(str(path) for path in shared)} is also a training image.",

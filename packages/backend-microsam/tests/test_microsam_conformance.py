@@ -1,0 +1,100 @@
+"""microsam is a cellseg backend, in each of its modes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+
+pytest.importorskip("torch")
+
+from cellseg.testing import BackendTests  # noqa: E402
+from cellseg.torch.weights import save_weights, seeded  # noqa: E402
+from cellseg_microsam.architecture import Architecture  # noqa: E402
+from cellseg_microsam.model import MicroSam  # noqa: E402
+
+TINY: dict[str, Any] = {
+    "model_type": "tiny",
+    "patch_size": 64,
+    "patches_per_image": 4,
+    "batch_size": 2,
+    "learning_rate": 5e-3,
+    "warmup_steps": 2,
+    "threads": 1,
+}
+_TOO_LARGE = (
+    "an image larger than a training patch is scaled down to fit into the square that the encoder"
+    " sees, so what is found depends on the tile; that is why the bundle asks for tiles of a patch"
+)
+
+
+class _Finer(BackendTests):
+    """Starts from random weights of a tiny model with four times the tokens, so that each of the
+    discs has a few, in a file."""
+
+    backend = "microsam"
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _from_a_file(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        architecture = replace(Architecture.named("tiny"), patch=8, mask_channels=8)
+        with seeded(0):
+            model = MicroSam(architecture)
+        file = tmp_path_factory.mktemp("finer") / "finer.safetensors"
+        save_weights(model, file)
+        options = {n: v for n, v in cls.train_options.items() if n != "model_type"}
+        cls.train_options = {**options, "checkpoint": file}
+
+
+class TestInstances(_Finer):
+    train_options: ClassVar[dict[str, Any]] = {**TINY, "patches_per_image": 24}
+    epochs = 5
+    expected_failures: ClassVar[dict[str, str]] = {"test_tiled_equals_untiled": _TOO_LARGE}
+
+
+class _Training(_Finer):
+    """Without the tests that predict, which need a longer training."""
+
+    test_finds_bright_discs = None
+    test_results_are_labels = None
+    test_probabilities_come_when_asked_for = None
+    test_loading_twice_predicts_the_same = None
+    test_the_same_tile_gives_the_same_labels = None
+    test_an_empty_tile_stays_empty = None
+    test_a_tile_that_is_not_square_stays_aligned = None
+    test_tiled_equals_untiled = None
+    test_a_batch_equals_its_tiles = None
+    test_features_lie_where_the_image_is = None
+    test_the_plugin_imports_nothing_heavy = None
+    test_options_are_flat_documented_and_optional = None
+    test_presets_are_options = None
+
+
+PROMPTED: dict[str, Any] = {**TINY, "patches_per_image": 8, "n_objects": 6, "n_sub_iterations": 2}
+
+
+class TestFull(_Training):
+    train_options: ClassVar[dict[str, Any]] = {**PROMPTED, "mode": "full"}
+
+
+class TestInteractive(_Training):
+    train_options: ClassVar[dict[str, Any]] = {**PROMPTED, "mode": "interactive"}
+
+
+class TestDecoder(_Training):
+    """On embeddings that are made once."""
+
+    train_options: ClassVar[dict[str, Any]] = {**TINY, "mode": "decoder"}
+
+
+class TestLora(_Training):
+    """Its updates are merged into plain weights."""
+
+    train_options: ClassVar[dict[str, Any]] = {**TINY, "peft": "lora"}
+
+
+class TestAdaptformer(_Training):
+    """Its updates cannot be merged."""
+
+    train_options: ClassVar[dict[str, Any]] = {**TINY, "peft": "adaptformer"}

@@ -1,0 +1,179 @@
+"""What ``cellseg embed`` is asked for: all is resolved and checked before any work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cellseg.bundle import Bundle
+from cellseg.data import Tiling
+from cellseg.embeddings.units import Unit
+from cellseg.engine.items import Item, make_items
+from cellseg.errors import ConfigError, DataError, UsageError
+from cellseg.normalise import Normaliser
+from cellseg.options import Options, flag, parse
+from cellseg.plugins import Plugins
+from cellseg.readers import reader_for
+from cellseg.specs import DatasetSpec, PredictJob, PredictorSpec
+from cellseg.workflows.embed_images import Selection, select
+from cellseg.workflows.embed_labels import (
+    Found,
+    inside_images,
+    labels_at,
+    labels_inside,
+    labels_of_samples,
+    refuse_none,
+)
+from cellseg.workflows.embed_settings import EmbedSettings
+from cellseg.workflows.models import check_images, is_volumetric, predictor_for, tiling_for
+from cellseg.workflows.predict_objects import normaliser_of
+
+_FREE = {"output", "overwrite", "batch_size", "device", "resume"}
+"""Settings that may change when an embedding is resumed: they do not change its results."""
+_IDLE = ("labels", "class_key", "class_names", "label_kind")
+"""Options of readers that do nothing where the labels are read from somewhere else."""
+_FILES = (".parquet", ".csv", ".json", ".zarr", ".h5", ".tif")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Everything that an embedding needs."""
+
+    settings: EmbedSettings
+    images: Path
+    output: Path
+    predictor: PredictorSpec[Any]
+    job: PredictJob[Any]
+    bundle: Bundle | None
+    backend_version: str
+    reader: DatasetSpec[Any]
+    reading: Options
+    normaliser: Normaliser
+    tiling: Tiling
+    selection: Selection
+    units: Sequence[Unit]
+    """Of the selected images; those whose labels cannot be used have none."""
+    problems: Sequence[tuple[Item, DataError]]
+    """Images whose labels cannot be used."""
+    identity: Mapping[str, object]
+    """What must be the same when it is resumed."""
+
+
+def resolve(
+    plugins: Plugins,
+    images: Path,
+    settings: EmbedSettings,
+    options: Mapping[str, object],
+    reader_options: Mapping[str, object],
+) -> Request:
+    """Look everything up; nothing is written.
+
+    Raises:
+        CellsegError: something is missing, or does not go together.
+    """
+    output = _output(settings)
+    model, bundle = Bundle.find(settings.model) if settings.model is not None else (None, None)
+    predictor = predictor_for(plugins, settings, bundle)
+    if predictor.embed is None:
+        raise _cannot(plugins, predictor.name)
+    normaliser = normaliser_of(settings, bundle)
+    volumetric = is_volumetric(predictor, bundle)
+    # What was calibrated is for finding objects, which are given here.
+    parsed = parse(predictor.options, options, predictor.name)
+    tiling = tiling_for(settings, bundle, predictor, volumetric)
+    reader = reader_for(plugins, images, settings.reader)
+    reading = dict(reader_options)
+    if bundle and bundle.channel_selection and "channels" in reader.options.model_fields:
+        reading.setdefault("channels", bundle.channel_selection)
+    parsed_reading = parse(reader.options, reading, reader.name)
+    if settings.labels is not None:
+        for name in _IDLE:
+            if name in reader_options:
+                raise ConfigError(
+                    f"{flag(name)} of the reader {reader.name!r} does nothing: --labels says "
+                    "where the labels are.",
+                    hint="Leave one of them out.",
+                )
+    elsewhere = settings.labels is not None
+    together = not elsewhere and not inside_images(reader)
+    samples = reader.open(images, parsed_reading, together)
+    if not together:
+        samples = [replace(sample, classes=()) for sample in samples]
+    check_images(samples, images, None)
+    selection = select(make_items(samples, tiling, volumetric), settings)
+    check_images([f for item in selection.items for f in item.frames], images, bundle)
+    if settings.labels is not None:
+        options_read = parsed_reading.model_dump()
+        found = labels_at(plugins, images, settings.labels, options_read, selection.items)
+    elif together:
+        found = labels_of_samples(selection.items)
+    else:
+        found = labels_inside(parsed_reading, selection.items)
+    refuse_none(images, selection.items, found)
+    pairs = list(zip(selection.items, found, strict=True))
+    identity: dict[str, object] = {"images": str(images.resolve())}
+    identity |= settings.model_dump(mode="json", exclude=_FREE)
+    identity |= {
+        "backend": predictor.name,
+        "model": str(model.resolve()) if model else None,
+        "weights": bundle.weights if bundle else None,
+        "reader": reader.name,
+    }
+    identity |= {f"option {k}": v for k, v in parsed.model_dump(mode="json").items()}
+    identity |= {f"reader option {k}": v for k, v in parsed_reading.model_dump(mode="json").items()}
+    identity["image names and shapes"] = [
+        [item.name, *item.plan.shape, len(item.frames)] for item in selection.items
+    ]
+    return Request(
+        settings=settings,
+        images=images,
+        output=output,
+        predictor=predictor,
+        job=PredictJob(options=parsed, device=settings.device, model=model),
+        bundle=bundle,
+        backend_version=plugins.version(predictor.name),
+        reader=reader,
+        reading=parsed_reading,
+        normaliser=normaliser,
+        tiling=tiling,
+        selection=selection,
+        units=_units(pairs),
+        problems=[(item, one.problem) for item, one in pairs if one.problem is not None],
+        identity=identity,
+    )
+
+
+def _output(settings: EmbedSettings) -> Path:
+    output = settings.output
+    if output is None:
+        raise UsageError("Where to? --output is missing.", hint="Give --output FOLDER.")
+    if output.suffix.lower() in _FILES and not output.is_dir():
+        raise UsageError(
+            f"--output {output}: give a folder, not a file; there are several tables.",
+            hint=f"--output {output.with_suffix('')}",
+        )
+    return output
+
+
+def _cannot(plugins: Plugins, name: str) -> ConfigError:
+    able = sorted(c.name for c in plugins.all(PredictorSpec).values() if c.embed is not None)
+    return ConfigError(
+        f"The backend {name!r} gives no vectors to embed objects with.",
+        hint=f"Backends that do: {', '.join(able)}." if able else "No installed backend does.",
+    )
+
+
+def _units(pairs: Sequence[tuple[Item, Found]]) -> list[Unit]:
+    """One for each frame; the numbers do not depend on which images have labels."""
+    units: list[Unit] = []
+    number = 0
+    for item, found in pairs:
+        if found.problem is None:
+            frames = zip(item.frames, found.labels, strict=True)
+            for at, (sample, labels) in enumerate(frames):
+                frame = at if item.movie else None
+                units.append(Unit(number + at, item.name, frame, sample, labels, item.plan))
+        number += len(item.frames)
+    return units
