@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from cellseg.testing import BackendTests  # noqa: E402
-from cellseg.torch.weights import save_weights, seeded  # noqa: E402
-from cellseg_microsam.architecture import Architecture  # noqa: E402
-from cellseg_microsam.model import MicroSam  # noqa: E402
+from cellseg.testing import BackendTests
+from cellseg.torch.weights import save_weights, seeded
+from cellseg_microsam.architecture import Architecture
+from cellseg_microsam.model import MicroSam
 
 TINY: dict[str, Any] = {
     "model_type": "tiny",
@@ -23,6 +23,7 @@ TINY: dict[str, Any] = {
     "warmup_steps": 2,
     "threads": 1,
 }
+PROMPTED: dict[str, Any] = {**TINY, "n_objects": 3, "n_sub_iterations": 2}
 _TOO_LARGE = (
     "an image larger than a training patch is scaled down to fit into the square that the encoder"
     " sees, so what is found depends on the tile; that is why the bundle asks for tiles of a patch"
@@ -48,8 +49,8 @@ class _Finer(BackendTests):
 
 
 class TestInstances(_Finer):
-    train_options: ClassVar[dict[str, Any]] = {**TINY, "patches_per_image": 24}
-    epochs = 5
+    train_options: ClassVar[dict[str, Any]] = {**TINY, "patches_per_image": 8}
+    epochs = 12
     expected_failures: ClassVar[dict[str, str]] = {"test_tiled_equals_untiled": _TOO_LARGE}
 
 
@@ -71,14 +72,19 @@ class _Training(_Finer):
     test_presets_are_options = None
 
 
-PROMPTED: dict[str, Any] = {**TINY, "patches_per_image": 8, "n_objects": 6, "n_sub_iterations": 2}
+class _Prompted(_Training):
+    # test_microsam_training looks at which of them do
+    expected_failures: ClassVar[dict[str, str]] = {
+        "test_training_changes_what_it_declares": "of three answers to a point only the best one"
+        " learns, and of random ones some is never the best in a few steps"
+    }
 
 
-class TestFull(_Training):
+class TestFull(_Prompted):
     train_options: ClassVar[dict[str, Any]] = {**PROMPTED, "mode": "full"}
 
 
-class TestInteractive(_Training):
+class TestInteractive(_Prompted):
     train_options: ClassVar[dict[str, Any]] = {**PROMPTED, "mode": "interactive"}
 
 

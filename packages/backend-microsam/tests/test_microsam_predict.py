@@ -261,6 +261,8 @@ def test_options_that_exclude_each_other_are_refused(tmp_path: Path, model: Make
         load(job(path, checkpoint=tmp_path / "sam.pth"))
     with pytest.raises(ConfigError, match="no published weights"):
         load(job(None, model_type="tiny"))
+    with pytest.raises(ConfigError, match="is a folder"):
+        load(job(None, checkpoint=path))
     with pytest.raises(WeightsError):
         load(job(tmp_path))
     with pytest.raises(DeviceError):

@@ -63,6 +63,18 @@ def test_which_holes_are_filled():
     assert fill_holes(plane[None], 3)[0].tolist() == plane.tolist(), "four are too many"
 
 
+def test_long_holes_stay_where_they_are_too_long():
+    plane = np.ones((20, 30), np.uint8)
+    plane[3:5, 3:15] = 0
+    plane[8:15, 20:22] = 0
+    empty = [
+        [bool((filled == 0).any()) for filled in (found[3:5], found[8:15])]
+        for longest in (None, (7, 12), (6, 12), (7, 11), (0, 0))
+        for found in [fill_holes(plane[None], 99, longest)[0]]
+    ]
+    assert empty == [[False, False], [False, False], [False, True], [True, False], [True, True]]
+
+
 def test_without_holes_nothing_is_copied():
     for labels in (np.zeros((2, 5, 6), np.uint8), np.ones((1, 1, 1), np.uint32)):
         assert fill_holes(labels, 10) is labels

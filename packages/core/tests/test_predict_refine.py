@@ -287,6 +287,31 @@ def test_holes_are_filled_across_tiles(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("tile", "filled"),
+    [
+        ({"tile_size": 1024}, True),
+        ({"tile_size": 48, "halo": 60}, True),
+        ({"tile_size": 48, "halo": 59}, False),
+        ({"tile_size": 80, "halo": 24}, False),
+        ({"tile_size": 64, "halo": 0}, False),
+    ],
+)
+def test_a_hole_is_filled_whole_or_not_at_all(tmp_path, tile, filled):
+    """Some of these tiles see the whole hole and others only a part of it."""
+    image = np.zeros((1, 1, 300, 300), np.uint8)
+    image[0, 0, 40:140, 40:140] = 200
+    image[0, 0, 60:120, 60:120] = 0
+    np.save(tmp_path / "a.npy", image)
+    events = []
+    run(tmp_path / "a.npy", tmp_path / "out", events.append, fill_holes=3700, **tile)
+    hole = read(tmp_path / "out" / "a.tif")[60:120, 60:120] > 0
+    assert hole.all() if filled else not hole.any()
+    notes = [e.text for e in events if isinstance(e, Note) and "holes of more than" in e.text]
+    seen = f"holes of more than {tile.get('halo')} x {tile.get('halo')} pixels"
+    assert [seen in note for note in notes] == ([True] if tile.get("halo", 99) ** 2 < 3700 else [])
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"backend": "deep", "link_slices": True}, "--link-slices: the backend 'deep'"),
@@ -308,10 +333,16 @@ def test_options_that_would_do_nothing_are_refused(images, tmp_path, values, sai
     assert not (tmp_path / "out").exists()
 
 
-def test_not_to_link_needs_no_planes(images, tmp_path):
+def test_linking_needs_a_volume_and_not_to_link_needs_none(images, tmp_path):
     run(images / "small.npy", tmp_path / "out", backend="deep", link_slices=False)
-    run(images / "small.npy", tmp_path / "two", link_slices=True, link_gap=2)
+    run(images / "small.npy", tmp_path / "two")
     assert digest(tmp_path / "out") == digest(tmp_path / "two")
+    for name, value in (("link_slices", True), ("link_overlap", 0.5), ("link_gap", 2)):
+        said = f"--{name.replace('_', '-')} does nothing: none of the images has more than one"
+        with pytest.raises(ConfigError, match=said) as error:
+            run(images / "small.npy", tmp_path / "none", **{name: value})
+        assert "--axes ZYX" in (error.value.hint or "")
+    assert not (tmp_path / "none").exists()
 
 
 def test_linking_is_said_and_planned(images, tmp_path):

@@ -48,7 +48,7 @@ class Scale(torch.nn.Module):
         (directory / f"epoch-{epoch}").write_text(repr(float(self.weight.detach())))
 
 
-def run(folder: Path, epochs: int, **options: Any) -> dict[int, float]:
+def run(folder: Path, epochs: int, validating: bool = True, **options: Any) -> dict[int, float]:
     """Train, from a checkpoint if there is one; the weight in each picture, by epoch."""
     directories = {name: folder / name for name in ("checkpoint", "model", "previews")}
     for directory in directories.values():
@@ -57,7 +57,7 @@ def run(folder: Path, epochs: int, **options: Any) -> dict[int, float]:
     job: TrainJob[Any] = TrainJob(
         options=chosen, train=(), val=(), epochs=epochs, seed=0, device="cpu", **directories
     )
-    loaders = Loaders(train=Numbers(), epoch_samples=8, val=Numbers(), val_batches=1)
+    loaders = Loaders(train=Numbers(), epoch_samples=8, val=Numbers(), val_batches=int(validating))
     fit(Scale(), loaders, job, lambda event: None)
     files = directories["previews"].iterdir()
     return {int(f.name.removeprefix("epoch-")): float(f.read_text()) for f in files}
@@ -84,13 +84,22 @@ def test_they_go_on_at_their_epochs_after_a_resume(tmp_path: Path) -> None:
     assert run(tmp_path, 9, preview_every=4).keys() == {3, 4, 8, 9}
 
 
+def test_the_last_epoch_of_a_training_that_stops_early_gets_one(tmp_path: Path) -> None:
+    options = {"early_stopping": 2, "clip": 1e-30}  # it learns nothing
+    assert run(tmp_path, 20, preview_every=10, **options).keys() == {3}
+
+
 def test_they_are_of_the_current_weights(tmp_path: Path) -> None:
     weights = run(tmp_path, 6, preview_every=2)
     assert 1 < weights[2] < weights[4] < weights[6] < 3
 
 
-def test_pictures_without_a_validation_are_refused() -> None:
+def test_pictures_without_a_validation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--preview-every 3 must be a multiple of --validate-ev"):
         parse(TorchOptions, {"preview_every": 3, "validate_every": 2})
+    with pytest.raises(ConfigError, match="--preview-every 2 does nothing") as error:
+        run(tmp_path, 3, validating=False, preview_every=2)
+    assert error.value.hint and not list((tmp_path / "checkpoint").iterdir())
+    run(tmp_path, 1, validating=False, preview_every=0)
     for fits in ({"validate_every": 5}, {"preview_every": 0, "validate_every": 5}):
         parse(TorchOptions, fits)

@@ -160,6 +160,11 @@ def _loaded(options: MicrosamPredictOptions, model: Path | None) -> tuple[MicroS
     if options.checkpoint is None:
         found = load_published(options.model_type or "vit_b_lm", lambda event: None)
         return found.model, found.model_type, 0, True
+    if options.checkpoint.is_dir():
+        raise ConfigError(
+            f"--checkpoint {options.checkpoint}: is a folder, not a file with weights.",
+            hint=f"A model of cellseg says how to use it: --model {options.checkpoint}",
+        )
     found = load_checkpoint(options.checkpoint)
     named = options.model_type
     if named is None:

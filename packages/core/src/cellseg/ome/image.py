@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.intensity import restored
 from cellseg.ome.probabilities import halved, with_channels
 from cellseg.ome.write import (
     Layout,
@@ -52,9 +52,9 @@ def _write_levels(path: Path, image: NDArray[Any], layout: Layout, labels: Resul
     for number, level in enumerate(layout.levels):
         if number:
             means = halved(smaller.reshape(-1, *smaller.shape[2:]))
-            if image.dtype.kind in "ui":
-                means = np.rint(means)
-            smaller = means.reshape(len(image), *level.shape).astype(image.dtype)
+            means = means.reshape(len(image), *level.shape)
+            # Means of numbers near the end of a type may round to more than it holds.
+            smaller = restored(means, (0.0,) * len(image), (1.0,) * len(image), image.dtype)
         # A chunk of an image that is not on disk counts as lost, not as black.
         with zarr.config.set({"array.write_empty_chunks": True}):
             array = level_array(path, level, layout, labels, image.dtype.type, len(image))

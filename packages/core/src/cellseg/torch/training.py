@@ -89,7 +89,7 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
         job, loaders = _shortest(job, loaders)
     if options.preview_every and not loaders.val_batches:
         raise ConfigError(
-            f"--preview-every {options.preview_every} does nothing: pictures are drawn of images that"
+            f"--preview-every {options.preview_every} does nothing: pictures are of images that"
             " validate, and there are none.",
             hint="Leave it out, or keep some images for validation.",
         )
