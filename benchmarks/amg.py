@@ -109,7 +109,7 @@ class Replay(nn.Module):
 
     def __init__(self, folder: Path, per_side: int) -> None:
         super().__init__()
-        self.logits = np.load(folder / f"logits_{per_side}.npy", mmap_mode="r")
+        self.file = folder / f"logits_{per_side}.npy"
         self.ious = torch.from_numpy(np.load(folder / f"ious_{per_side}.npy"))
         self.begin = 0
         self.seconds = 0.0
@@ -118,7 +118,9 @@ class Replay(nn.Module):
         start = time.process_time()
         part = slice(self.begin, self.begin + count)
         self.begin += count
-        found = torch.from_numpy(np.array(self.logits[part])), self.ious[part].clone()
+        # Opened each time, so that no page of the file stays in this process.
+        logits = np.array(np.load(self.file, mmap_mode="r")[part])
+        found = torch.from_numpy(logits), self.ious[part].clone()
         self.seconds += time.process_time() - start
         return found
 

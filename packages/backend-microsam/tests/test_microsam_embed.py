@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cellseg import PredictJob, Tile
-from cellseg.errors import DataError, DeviceError
+from cellseg.errors import ConfigError, DataError, DeviceError
 from cellseg_microsam.description import Description
 from cellseg_microsam.model import MicroSam
 from cellseg_microsam.predict import load_embedder
@@ -135,3 +135,18 @@ def test_precision_changes_little(tmp_path: Path, model: Make) -> None:
     )
     assert half.dtype == np.float32 and not np.array_equal(full, half)
     assert np.abs(full - half).mean() < 0.05 * np.abs(full).mean()
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"min_size": 5}, "--min-size"),
+        ({"segmentation_mode": "ais"}, "--segmentation-mode"),
+        ({"multimask": True, "nms_threshold": 0.5}, "--nms-threshold and --multimask"),
+    ],
+)
+def test_options_of_segmentation_are_refused(
+    values: dict[str, Any], named: str, tmp_path: Path, model: Make
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{named}: nothing to do"):
+        embedder(model(tmp_path / "m"), **values)

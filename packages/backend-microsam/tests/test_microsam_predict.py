@@ -212,7 +212,11 @@ def test_the_field_is_that_of_the_training(
     monkeypatch.setattr(MicroSam, "prepare", spied)
     load(job(model(tmp_path / "a", field=128)))([tile(40, 64)])
     load(job(model(tmp_path / "b")))([tile(40, 64)])
-    assert [frame.scaled for frame in frames] == [(20, 32), (40, 64)]
+    load(job(model(tmp_path / "c", field=80)))([tile(40, 64)])
+    load(job(model(tmp_path / "d", field=64)))([tile(80, 128)])
+    scaled = [frame.scaled for frame in frames]
+    assert scaled[0] == (20, 32), "half of a patch is not magnified"
+    assert scaled[1:] == [(40, 64)] * 3, "where nothing is known, or little is missing, it fills"
 
 
 def test_half_precision_is_that_of_the_encoder_alone(

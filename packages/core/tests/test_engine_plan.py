@@ -61,3 +61,20 @@ def test_cores_are_even_and_tileable(length):
     assert plan.core[1] % 16 == 0
     last = plan.core_box(len(plan) - 1).shape[1]
     assert last > 0.8 * plan.core[1]
+
+
+@given(
+    st.tuples(st.integers(1, 9), lengths, lengths),
+    st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(0, 4), st.integers(0, 20), st.integers(0, 20)),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_short_enough_is_seen_whole_with_what_borders_on_it(shape, core, halo):
+    plan = Plan.cut(shape, Tiling(core, halo), True)
+    assume(len(plan) < 500)
+    for axis, longest in enumerate(plan.surely_whole):
+        for tile in range(len(plan)):
+            box, read = plan.core_box(tile), plan.read_box(tile)
+            for first in (box.start[axis] - longest + 1, box.stop[axis] - 1) if longest else ():
+                low, high = max(first - 1, 0), min(first + longest + 1, shape[axis])
+                assert read.start[axis] <= low and high <= read.stop[axis]

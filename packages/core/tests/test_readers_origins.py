@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -207,3 +208,34 @@ def test_classes_weights_and_splits_come_along(tmp_path: Path, format: str) -> N
 def test_the_file_is_short(tmp_path: Path) -> None:
     Origins(samples={"a_aug1": Origin(source="a")}).save(tmp_path)
     assert json.loads((tmp_path / FILE).read_text()) == {"samples": {"a_aug1": {"source": "a"}}}
+
+
+def test_no_way_to_the_images_leads_past_the_file(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sets["tif"]
+    renamed, linked, single, moved = (tmp_path / name for name in ("a", "b", "c", "d"))
+    shutil.copytree(whole, renamed)
+    (renamed / "images").rename(renamed / "raw")
+    linked.mkdir()
+    (single / "images").mkdir(parents=True)
+    shutil.copytree(whole, moved)
+    (moved / "images").rename(tmp_path / "elsewhere")
+    (moved / "images").symlink_to(tmp_path / "elsewhere")
+    for kind in ("images", "labels"):
+        (linked / kind).symlink_to(whole / kind)
+    for file in (whole / "images").iterdir():
+        (single / "images" / file.name).symlink_to(file)
+    beside = {"labels": str(whole / "labels")}
+    monkeypatch.chdir(whole / "images")
+    for path, options in (
+        (Path("."), {"labels": "../labels"}),
+        (Path("../images"), {"labels": "../labels"}),
+        (renamed, {"images": "raw"}),
+        (linked, {}),
+        (single, beside),
+        (single / "images", beside),
+        (moved, {}),
+    ):
+        samples = open_dataset(plugins, path, "folder", options, labelled=True)
+        assert {sample.group for sample in samples} == {f"cell{i}" for i in range(5)}, path

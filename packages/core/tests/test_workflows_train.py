@@ -188,8 +188,10 @@ def test_validation_images_of_ones_own(plugins: Plugins, data: Path, tmp_path: P
     run = train(plugins, "otsu", data, tmp_path / "run", settings=settings(val=val))
     splits = Splits.load(run.splits)
     assert len(splits.train) == 5 and len(splits.val) == 2
-    with pytest.raises(DataError, match="also a training image"):
-        train(plugins, "otsu", data, tmp_path / "leak", settings=settings(val=data))
+    (tmp_path / "link").symlink_to(data)
+    for same in (data, data / "images" / "..", tmp_path / "link"):
+        with pytest.raises(DataError, match="also a training image"):
+            train(plugins, "otsu", data, tmp_path / "leak", settings=settings(val=same))
     assert not (tmp_path / "leak").exists()
 
 

@@ -33,7 +33,8 @@ class Description:
     has_decoder: bool = True
     """Whether the model can segment automatically by its decoder."""
     prompts_trained: bool = False
-    """Whether answers to prompts were trained along."""
+    """Whether answers to prompts were trained along; or before, where the encoder is still the
+    one that they were trained with."""
 
     def save(self, directory: Path) -> None:
         """Write ``microsam.json`` into the model's directory."""

@@ -20,6 +20,10 @@ from cellseg_microsam.model_types import RANDOM, backbone
 from cellseg_microsam.predict_options import MicrosamPredictOptions, Mode
 from cellseg_microsam.stored import load_model
 
+_FILLS = 0.6
+"""Tiles of this part of a training patch's side are magnified to fill the square, as the tiles at
+the border of an image are a little smaller than the others: networks bear cells that look larger
+better than a square that is partly empty. Tiles smaller than that are not magnified."""
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_HINT = (
     "Answer fewer prompts at once: --prompts-per-batch; compute with less: --precision bf16; or"
@@ -110,7 +114,8 @@ class Encoder:
     def frame(self, tile: Tile) -> Frame:
         """The place of a tile in the square."""
         y, x = tile.image.shape[2:]
-        return self.model.frame((y, x), self.field)
+        small = max(y, x) < _FILLS * self.field
+        return self.model.frame((y, x), self.field if small else 0)
 
     def encode(self, tiles: Sequence[Tile]) -> Tensor:
         """Embeddings ``(n, channels, grid, grid)`` float32 of planes of one shape, in one call.

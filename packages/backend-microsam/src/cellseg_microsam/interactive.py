@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
@@ -119,10 +120,11 @@ class Prompting:
         self, embedding: Tensor, prompts: Prompts, *, multimask: bool
     ) -> tuple[Tensor, Tensor]:
         given = prompts.in_square(self._frame)
+        answer = partial(self._model.answer, multimask=multimask, **given)
         if self._options.recompute and torch.is_grad_enabled():
-            answer: Callable[..., tuple[Tensor, Tensor]] = self._model.answer
-            return checkpoint(answer, embedding, use_reentrant=False, multimask=multimask, **given)
-        return self._model.answer(embedding, multimask=multimask, **given)
+            answered: tuple[Tensor, Tensor] = checkpoint(answer, embedding, use_reentrant=False)
+            return answered
+        return answer(embedding)
 
 
 def painted(masks: Sequence[Tensor] | Tensor, like: Tensor) -> Tensor:

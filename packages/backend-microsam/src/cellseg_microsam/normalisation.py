@@ -8,6 +8,7 @@ take the rectifier along, and keep one image instead of two for the gradient.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch  # noqa: TID253
@@ -89,6 +90,17 @@ def _like(flat: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     return empty, _flat(empty)
 
 
+@contextmanager
+def _writing(target: Tensor) -> Iterator[Tensor]:
+    """Where to compute what ``target`` is to hold: in float32."""
+    if target.dtype == torch.float32:
+        yield target
+    else:
+        values = torch.empty_like(target, dtype=torch.float32)
+        yield values
+        target.copy_(values)
+
+
 class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, rectify: bool) -> Tensor:
@@ -99,7 +111,8 @@ class _InstanceNorm(torch.autograd.Function):
         out, flat_out = _like(flat, x)
         for piece, target in _pieces(flat, flat_out):
             values = piece.float().relu() if rectify else piece.float()
-            target.copy_(torch.addcmul(zero, values, factor))
+            with _writing(target) as result:
+                torch.addcmul(zero, values, factor, out=result)
         ctx.save_for_backward(out, factor, zero.to(x.dtype))
         ctx.rectify = rectify
         return out
@@ -114,8 +127,11 @@ class _InstanceNorm(torch.autograd.Function):
         result, flat_result = _like(flat, out)
         offset, slope = -mean * factor, -slope * factor
         for piece, value, target in _pieces(flat, flat_out, flat_result):
-            values = torch.addcmul(offset, piece.float(), factor).addcmul_(value.float(), slope)
-            target.copy_(values.mul_(value > zero) if ctx.rectify else values)
+            with _writing(target) as values:
+                torch.addcmul(offset, piece.float(), factor, out=values)
+                values.addcmul_(value.float(), slope)
+                if ctx.rectify:
+                    values.mul_(value > zero)
         return result, None, None
 
 
@@ -131,7 +147,8 @@ class _BatchNorm(torch.autograd.Function):
         scale = weight.float() * factor
         offset = bias.float() - mean * scale
         for piece, target in _pieces(flat, flat_out.flatten(0, 1)[None]):
-            target.copy_(torch.addcmul(offset, piece.float(), scale).relu_())
+            with _writing(target) as values:
+                torch.addcmul(offset, piece.float(), scale, out=values).relu_()
         ctx.save_for_backward(x, out, weight, mean, factor)
         mean, variance = mean.flatten(), variance.flatten()
         ctx.mark_non_differentiable(mean, variance)
@@ -151,8 +168,10 @@ class _BatchNorm(torch.autograd.Function):
         result, flat_result = _like(flat, x)
         flat_result = flat_result.flatten(0, 1)[None]
         for piece, value, rectified, target in _pieces(flat, flat_x, flat_out, flat_result):
-            values = torch.ops.aten.threshold_backward(piece, rectified, 0).float()
-            target.copy_(torch.addcmul(offset, values, scale).addcmul_(value.float(), slope))
+            piece = torch.ops.aten.threshold_backward(piece, rectified, 0).float()
+            with _writing(target) as values:
+                torch.addcmul(offset, piece, scale, out=values)
+                values.addcmul_(value.float(), slope)
         d_bias, d_weight = sums.flatten(1).to(weight.dtype)
         return result, d_weight, d_bias, None
 

@@ -55,14 +55,14 @@ def apply_peft(
         DeviceError: qlora without a CUDA device.
     """
     if method not in METHODS:
-        raise ConfigError(f"There is no method {method!r}.", hint=f"There are {', '.join(METHODS)}.")
+        raise ConfigError(
+            f"There is no method {method!r}.", hint=f"There are {', '.join(METHODS)}."
+        )
     if model.architecture.tiny_vit:
         raise ConfigError("--peft does not work with vit_t, whose encoder has no such blocks.")
     depth = model.architecture.depth
     if wrong := [block for block in blocks if not 0 <= block < depth]:
-        raise ConfigError(
-            f"--peft-blocks {wrong[0]}: the encoder has the blocks 0 to {depth - 1}."
-        )
+        raise ConfigError(f"--peft-blocks {wrong[0]}: the encoder has the blocks 0 to {depth - 1}.")
     if any(True for _ in _added(model.sam.image_encoder)):
         raise ConfigError(
             "--peft: the model has updates of an earlier training already, which are not part of"

@@ -106,8 +106,14 @@ def load_embedder(job: PredictJob[MicrosamPredictOptions]) -> Embedder:
     """What gives the embedding of each tile, without the part that shows only padding.
 
     Raises:
-        ConfigError, WeightsError, DeviceError: as for ``load``.
+        ConfigError, WeightsError, DeviceError: as for ``load``; all options that say how to find
+            objects do nothing here.
     """
+    if idle := job.options.unused():
+        raise ConfigError(
+            f"{' and '.join(idle)}: nothing to do with embeddings, of objects that are found.",
+            hint="Leave it out.",
+        )
     encoder = Encoder.open(job.options, job.device, job.model)
 
     def embed(tiles: Sequence[Tile]) -> Sequence[Features]:

@@ -152,9 +152,11 @@ class MicrosamPredictOptions(Options):
         return self
 
     def unused(self, *modes: str) -> list[str]:
-        """Flags that were given and that none of the ways to segment uses."""
-        used = {name for mode in modes for name in USED[mode]}
-        every = dict.fromkeys(name for names in USED.values() for name in names)
+        """Flags that were given and that none of the ways to segment uses; without any way, those
+        of all options that say how to segment."""
+        used = {name for mode in modes for name in ("segmentation_mode", *USED[mode])}
+        used_by_some = (name for names in USED.values() for name in names)
+        every = dict.fromkeys(("segmentation_mode", *used_by_some))
         fields = type(self).model_fields
         return [
             flag(name)

@@ -1,4 +1,4 @@
-"""Recipes for common computers. Light."""
+"""Recipes for common computers, and the settings of an older trainer. Light."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "peft": "last-blocks",
         "peft_blocks": (11,),
         "precision": "16-mixed",
+        "recompute": True,
     },
     "cpu": {
         "model_type": "vit_b_lm",
@@ -41,5 +42,22 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "learning_rate": 5e-4,
         "precision": "bf16-mixed",
         "average": 0.99,
+    },
+    # What SAM Trainer, a wrapper of micro-SAM, trains with unless told otherwise.
+    "sam-trainer": {
+        "model_type": "vit_b_lm",
+        "mode": "instances",
+        "epochs": 100,
+        "patch_size": 512,
+        "batch_size": 1,
+        "learning_rate": 1e-5,
+        "early_stopping": 10,
+        "min_instances": 2,
+        "min_instance_size": 25,
+        "num_workers": 4,
+        "val_fraction": 0.1,
+        "percentile_low": 1.0,
+        "percentile_high": 99.5,
+        "normalise_pixels": "non-zero",
     },
 }

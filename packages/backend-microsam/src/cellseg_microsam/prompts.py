@@ -112,8 +112,7 @@ def clicks(
     wrong = _or_else(_or_else(found & free, _around(objects) & free), free)
     on, _ = _draw(missed, generator)
     off, there = _draw(wrong, generator)
-    labels = torch.stack([torch.ones_like(there), there], dim=1).long()
-    labels[:, 1] -= (~there).long()
+    labels = torch.stack([torch.ones_like(there).long(), there.long() - 1], dim=1)
     return torch.stack([on, off], dim=1), labels
 
 

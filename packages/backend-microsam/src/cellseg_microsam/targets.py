@@ -45,8 +45,9 @@ def distance_maps(labels: NDArray[np.integer]) -> NDArray[np.float32]:
     """Foreground, distance to the centre, and nearness to the boundary.
 
     Those of micro-SAM (Archit et al. 2025, doi:10.1038/s41592-024-02580-4): the results are those
-    of ``torch_em.transform.label.PerObjectDistanceTransform``, in a fifteenth of the time. The
-    centre of an object is its centroid, or its deepest pixel where the centroid lies outside.
+    of ``torch_em.transform.label.PerObjectDistanceTransform``, which takes three times as long, and
+    many seconds to import in each loader process. The centre of an object is its centroid, or its
+    deepest pixel where the centroid lies outside.
 
     Args:
         labels: ``(y, x)`` integers, connected objects 1 to n without gaps, 0 for background.

@@ -263,7 +263,8 @@ class _Training:
             mode=options.mode,
             peft=peft,
             has_decoder=model.decoder is not None,
-            prompts_trained=options.mode in ("full", "interactive"),
+            prompts_trained=options.mode in ("full", "interactive")
+            or (self.frozen and loaded.answers),
         )
         save_model(model, description, self.job.model)
 

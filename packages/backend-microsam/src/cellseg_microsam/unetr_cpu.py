@@ -58,7 +58,8 @@ def _stage(block: nn.Sequential, sampler: nn.Conv2d, x: Tensor, other: Tensor) -
     """Enlarge, join with the middle channels of what is that large already, convolve twice."""
     x = norm_before_enlarging(_pointwise(x, sampler), block[0].eps)
     channels = x.shape[1]
-    other = other.narrow(1, (other.shape[1] - channels) // 2, channels)
+    if other.shape[1] > channels:
+        other = other.narrow(1, (other.shape[1] - channels) // 2, channels)
     other = rectified_instance_norm(other, block[0].eps, rectify=False)
     convolution = block[1]
     weight = convolution.weight.to(x.dtype)

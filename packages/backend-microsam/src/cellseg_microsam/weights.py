@@ -53,6 +53,8 @@ class Loaded:
     """Where the decoder is from, if it came in a file of its own."""
     new_decoder: bool = False
     """Whether the decoder has random weights, while the rest has not."""
+    answers: bool = True
+    """Whether its answers to prompts mean something: they were trained, here or by others."""
 
     @property
     def bases(self) -> tuple[BaseWeights, ...]:
@@ -80,7 +82,11 @@ def start(
     if checkpoint is not None:
         loaded = load_checkpoint(checkpoint)
     elif model_type in RANDOM:
-        loaded = Loaded(model=_random(Architecture.named(model_type), seed), model_type=model_type)
+        loaded = Loaded(
+            model=_random(Architecture.named(model_type), seed),
+            model_type=model_type,
+            answers=False,
+        )
     else:
         loaded = load_published(model_type, emit)
     model = loaded.model
@@ -232,7 +238,12 @@ def _load_directory(path: Path) -> Loaded:
     base = BaseWeights(
         name=path.name, source=str(path), licence="as its source says", sha256=sha256
     )
-    return Loaded(model=model, model_type=described.model_type, base=base)
+    return Loaded(
+        model=model,
+        model_type=described.model_type,
+        base=base,
+        answers=described.prompts_trained or described.model_type not in RANDOM,
+    )
 
 
 def _states(values: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], Any]:

@@ -91,7 +91,7 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
         raise ConfigError(
             f"--preview-every {options.preview_every} does nothing: pictures are of images that"
             " validate, and there are none.",
-            hint="Leave it out, or keep some images for validation.",
+            hint="Give --preview-every 0, or keep some images for validation.",
         )
     check_hardware(options, resolve_device(job.device))
     port = free_port() if options.devices > 1 else 0

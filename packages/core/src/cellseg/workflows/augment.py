@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def _place(out: Path) -> Path:
     place = out.resolve()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise DataError(f"{out} exists and is not empty.", hint="Choose another --output.")
-    if place == Path.cwd() or place.is_mount():
+    if place == Path.cwd() or os.path.ismount(place):
         raise DataError(
             f"{out} cannot be replaced: it is the current folder, or where a disk is mounted.",
             hint=f"Choose a folder in it: --output {out / 'augmented'}",

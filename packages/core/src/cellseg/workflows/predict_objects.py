@@ -71,15 +71,20 @@ def refuse_unlinked(settings: PredictSettings, items: Sequence[Item]) -> None:
 
 def hole_notes(items: Sequence[Item], refinement: Refinement) -> list[str]:
     """What is said where holes of the size asked for do not fit into the halo of the tiles."""
-    notes = []
-    for item in items:
-        _, height, width = item.plan.surely_whole
-        if refinement.fill_holes > height * width:
-            notes.append(
-                f"{item.name}: holes of more than {height} x {width} pixels (y, x) stay: tiles see "
-                "no more beyond their borders. A larger --halo fills larger ones."
-            )
-    return notes
+    cut = [
+        (item.name, height, width)
+        for item in items
+        for _, height, width in [item.plan.surely_whole]
+        if refinement.fill_holes > height * width
+    ]
+    if not cut:
+        return []
+    name, height, width = cut[0]
+    others = f" (and {len(cut) - 1} more image(s) likewise)" if len(cut) > 1 else ""
+    return [
+        f"{name}: holes of more than {height} x {width} pixels (y, x) stay: tiles see no more "
+        f"beyond their borders. A larger --halo fills larger ones{others}."
+    ]
 
 
 def linking_notes(items: Sequence[Item], refinement: Refinement, volumetric: bool) -> list[str]:

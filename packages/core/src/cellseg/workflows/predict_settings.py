@@ -64,15 +64,16 @@ class PredictSettings(Options):
     """Replace results that are there, and forget an unfinished prediction."""
     link_slices: bool | None = None
     """Make one object of those that lie over each other in neighbouring planes of a volume, where
-    the backend segments plane by plane; images of one plane are left alone. By default as the
-    backend prefers."""
+    the backend segments plane by plane; images of one plane beside volumes are left alone. By
+    default as the backend prefers."""
     link_overlap: float | None = Field(None, gt=0, le=1)
     """IoU (shared part of both) that two objects of neighbouring planes need to be linked; each is
     linked to the one that it overlaps best, if that holds both ways. By default 0.25."""
     link_gap: int | None = Field(None, ge=0)
     """Planes that an object may be missing in and still go on beyond them. By default 0."""
     fill_holes: int | None = Field(None, ge=1)
-    """Fill holes of at most this many pixels in an object, plane by plane. By default none."""
+    """Fill holes of at most this many pixels in an object, plane by plane; where an image is cut
+    into tiles, only those no higher and no wider than the halo. By default none."""
     min_area: int | None = Field(None, ge=1)
     """Leave out objects of fewer voxels, counted when they are stitched and linked. By default
     none."""
