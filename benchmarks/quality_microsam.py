@@ -41,7 +41,7 @@ from quality_dsb2018 import (
 )
 
 MINUTES = 15
-EPOCHS = 11
+EPOCHS = 14
 CHOSEN: dict[str, object] = {
     **OPTIONS,
     "model_type": "small",

@@ -1,7 +1,8 @@
-"""Which models can be prompted: those whose answers were trained, whenever that was."""
+"""What a training starts from: whether it can be prompted, and what it is called."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from cellseg import TrainJob  # noqa: E402
+from cellseg.errors import ConfigError  # noqa: E402
 from cellseg.testing import blobs  # noqa: E402
+from cellseg_microsam import weights  # noqa: E402
 from cellseg_microsam.description import Description  # noqa: E402
 from cellseg_microsam.options import MicrosamOptions  # noqa: E402
 from cellseg_microsam.train import train  # noqa: E402
@@ -47,3 +50,17 @@ def test_a_decoder_that_is_added_leaves_answers_as_good_as_they_were(tmp_path: P
     )
     assert not trained(tmp_path / "c", mode="decoder", copies=2, model_type="tiny")
     assert not trained(tmp_path / "d", mode="decoder", copies=2, checkpoint=tmp_path / "c")
+
+
+def test_a_file_is_called_as_the_user_does_if_it_can_be_that(
+    tmp_path: Path, make_sam: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    found = weights.Loaded(model=make_sam(), model_type="vit_b")
+    monkeypatch.setattr(weights, "load_checkpoint", lambda path: found)
+    for named, kept in (("vit_b_lm", "vit_b"), ("vit_b_em_organelles", "vit_b_em_organelles")):
+        folder = tmp_path / named
+        trained(folder, mode="instances", checkpoint=tmp_path, model_type=named)
+        assert Description.load(folder / "model").model_type == kept, "the default says nothing"
+    with pytest.raises(ConfigError, match="holds a vit_b, not a vit_l"):
+        trained(tmp_path / "wrong", mode="instances", checkpoint=tmp_path, model_type="vit_l")

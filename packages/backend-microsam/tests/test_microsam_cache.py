@@ -295,7 +295,7 @@ def test_training_on_what_is_kept_equals_training_without(
         return MicrosamLearner(model, chosen, model.frame((32, 32), 32), segmenting)
 
     first = learner()
-    store = Store(tmp_path / "store", {}, len(versions), (32, 4, 4), (32, 32), dtype)
+    store = Store(tmp_path / "store", {}, len(versions), (32, 8, 8), (32, 32), dtype)
     with torch.no_grad():
         fill(
             store,

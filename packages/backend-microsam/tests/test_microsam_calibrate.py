@@ -221,6 +221,8 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path, model: Make) -> No
     path = model(tmp_path / "m")
     with pytest.raises(ConfigError, match="prompts"):
         calibrate(job(path, segmentation_mode="prompts"), lambda event: None)
+    with pytest.raises(ConfigError, match="--multimask: nothing to do with ais"):
+        calibrate(job(path, multimask=True), lambda event: None)
     bare = Sample(name="bare", image=np.zeros((1, 1, 20, 20), np.float32))
     with pytest.raises(DataError, match="bare has no labels"):
         module._tiles([bare], Tiling(), 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -10,9 +9,6 @@ import pytest
 pytest.importorskip("torch")
 
 from cellseg.testing import BackendTests
-from cellseg.torch.weights import save_weights, seeded
-from cellseg_microsam.architecture import Architecture
-from cellseg_microsam.model import MicroSam
 
 TINY: dict[str, Any] = {
     "model_type": "tiny",
@@ -30,33 +26,17 @@ _TOO_LARGE = (
 )
 
 
-class _Finer(BackendTests):
-    """Starts from random weights of a tiny model with four times the tokens, so that each of the
-    discs has a few, in a file."""
-
+class TestInstances(BackendTests):
     backend = "microsam"
-
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def _from_a_file(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
-        architecture = replace(Architecture.named("tiny"), patch=8, mask_channels=8)
-        with seeded(0):
-            model = MicroSam(architecture)
-        file = tmp_path_factory.mktemp("finer") / "finer.safetensors"
-        save_weights(model, file)
-        options = {n: v for n, v in cls.train_options.items() if n != "model_type"}
-        cls.train_options = {**options, "checkpoint": file}
-
-
-class TestInstances(_Finer):
     train_options: ClassVar[dict[str, Any]] = {**TINY, "patches_per_image": 8}
     epochs = 12
     expected_failures: ClassVar[dict[str, str]] = {"test_tiled_equals_untiled": _TOO_LARGE}
 
 
-class _Training(_Finer):
+class _Training(BackendTests):
     """Without the tests that predict, which need a longer training."""
 
+    backend = "microsam"
     test_finds_bright_discs = None
     test_results_are_labels = None
     test_probabilities_come_when_asked_for = None

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from cellseg import ConfigError, Event, ExportJob, Note, Options, UsageError, WeightsError
+from cellseg.bundle import Bundle
+from cellseg.torch.frames import Frame
+from cellseg.torch.weights import seeded
 from cellseg_microsam.architecture import Architecture
 from cellseg_microsam.description import Description
 from cellseg_microsam.export import export_bioimageio, export_native, export_onnx, write_microsam
 from cellseg_microsam.export_options import NativeOptions, OnnxOptions, PackageOptions
 from cellseg_microsam.model import MicroSam
 from cellseg_microsam.stored import load_model, save_model
-
-from cellseg import ConfigError, Event, ExportJob, Note, Options, UsageError, WeightsError
-from cellseg.bundle import Bundle
-from cellseg.torch.frames import Frame
-from cellseg.torch.weights import seeded
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +175,7 @@ def test_onnx_answers_as_the_model_does(answering: Path, tmp_path: Path, masks: 
 
 
 def test_an_onnx_file_is_named_so(answering: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="onnx"):
+    with pytest.raises(UsageError, match=r"named \*\.onnx, not \*\.pt"):
         export_onnx(job(answering, tmp_path / "decoder.pt", OnnxOptions()), silent)
 
 

@@ -106,3 +106,10 @@ def test_presets_are_valid(name: str) -> None:
     options = parse(MicrosamOptions, own)
     if name != "cpu":
         assert options.mode in ("full", "instances")
+
+
+def test_a_patch_may_be_given_by_both_its_sides() -> None:
+    assert parse(MicrosamOptions, {"patch_size": [64, 64]}).patch_size == 64
+    for sides in ([64, 32], [1, 64, 64], []):
+        with pytest.raises(ConfigError, match=r"--patch-size: .*squares"):
+            parse(MicrosamOptions, {"patch_size": sides})

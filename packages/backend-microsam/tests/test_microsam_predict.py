@@ -140,6 +140,8 @@ def test_options_that_the_mode_of_auto_does_not_use_are_refused(
         load(job(plain, foreground_threshold=0.4))
     predict = load(job(whole, multimask=True))  # which prompts use
     assert predict([tile(32, 32, prompts=(POINT,))])[0].labels.shape == (1, 32, 32)
+    with pytest.raises(ConfigError, match=r"--multimask.*without --prompts.*ais"):
+        predict([tile(32, 32)])
     predict = load(job(whole, min_size=9))
     with pytest.raises(ConfigError, match=r"--min-size.*--prompts"):
         predict([tile(32, 32, prompts=(POINT,))])
@@ -199,24 +201,26 @@ def test_three_channels_are_seen_and_other_numbers_refused(tmp_path: Path, model
         predict([Tile(image=np.random.default_rng(0).random((1, 2, 48, 64), np.float32))])
 
 
-def test_the_field_is_that_of_the_training(
+def test_tiles_are_seen_as_large_as_patches_were_and_fill_the_square(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Make
 ) -> None:
-    frames = []
+    seen = []
     prepare = MicroSam.prepare
 
     def spied(self: MicroSam, images: torch.Tensor, frame: Any) -> torch.Tensor:
-        frames.append(frame)
+        seen.append((images[0, 0].numpy(), frame))
         return prepare(self, images, frame)
 
     monkeypatch.setattr(MicroSam, "prepare", spied)
-    load(job(model(tmp_path / "a", field=128)))([tile(40, 64)])
-    load(job(model(tmp_path / "b")))([tile(40, 64)])
-    load(job(model(tmp_path / "c", field=80)))([tile(40, 64)])
-    load(job(model(tmp_path / "d", field=64)))([tile(80, 128)])
-    scaled = [frame.scaled for frame in frames]
-    assert scaled[0] == (20, 32), "half of a patch is not magnified"
-    assert scaled[1:] == [(40, 64)] * 3, "where nothing is known, or little is missing, it fills"
+    shown = tile(40, 64)
+    for name, field in (("smaller", 128), ("larger", 48), ("published", 0)):
+        load(job(model(tmp_path / name, field=field)))([shown])
+    for (image, frame), side in zip(seen[:2], (128, 64), strict=True):
+        assert image.shape == (side, side) and frame.scaled == (64, 64)
+        assert np.array_equal(image[:40, :64], shown.image[0, 0])
+        assert np.array_equal(image[40:60], image[20:40][::-1]), "continued by its reflection"
+    image, frame = seen[2]
+    assert image.shape == (40, 64) and frame.scaled == (40, 64), "as Segment Anything was trained"
 
 
 def test_half_precision_is_that_of_the_encoder_alone(

@@ -257,7 +257,7 @@ def test_an_object_weighs_as_much_in_any_image() -> None:
 def test_answers_do_not_learn_through_the_prompts_made_of_them() -> None:
     with seeded(0):
         model = MicroSam(Architecture.named("tiny"))
-    embeddings = torch.randn(1, 32, 4, 4, generator=rng()).requires_grad_(True)
+    embeddings = torch.randn(1, 32, 8, 8, generator=rng()).requires_grad_(True)
     seen: list[Any] = []
     answer = model.answer
 
@@ -267,7 +267,7 @@ def test_answers_do_not_learn_through_the_prompts_made_of_them() -> None:
 
     model.answer = watched
     options = MicrosamOptions(mode="full", n_sub_iterations=3, mask_probability=1.0)
-    came = Prompting(model, FRAME, options)(
+    came = Prompting(model, model.frame((64, 64)), options)(
         embeddings,
         FULL[None],
         torch.ones(1, 64, 64, dtype=torch.bool),

@@ -118,7 +118,12 @@ def oracle(
 @cs.hookimpl
 def cellseg_datasets():
     yield cs.DatasetSpec(
-        name="npy", summary="Arrays", options=NpyOptions, open=open_npy, recognises=_never
+        name="npy",
+        summary="Arrays",
+        options=NpyOptions,
+        open=open_npy,
+        recognises=_never,
+        aliases={"bands": "channels"},
     )
 
 
@@ -138,6 +143,7 @@ def cellseg_predictors():
             embed=load_look,
             tiling=tiling,
             tasks=frozenset(tasks),
+            aliases={"cells": "steps"},
         )
     yield cs.PredictorSpec(name="blind", summary="Only labels", load=load_label, tiling=tiling)
 

@@ -193,6 +193,9 @@ def test_a_stop_keeps_the_images_that_are_done(
     again = run(images, out, labels, resume=True, tile_size=32, halo=8, events=events)
     assert Note("All of it is done already.") in events
     assert again.objects == pq.read_table(out / TABLES[0]).num_rows
+    out = out.rename(tmp_path / "moved")
+    again = run(images, out, labels, resume=True, tile_size=32, halo=8, events=events)
+    assert again.outputs[0] == out / TABLES[0]
     (out / TABLES[1]).unlink()
     with pytest.raises(UsageError, match="is gone"):
         run(images, out, labels, resume=True, tile_size=32, halo=8)
@@ -310,7 +313,7 @@ def test_a_trained_model_brings_its_normaliser(images: Path, labels: Path, tmp_p
     assert schema["model"] == str(model)
     assert schema["weights"] == {"w.safetensors": "ab12"}
     assert schema["normaliser"]["method"] == "none"
-    assert schema["options"]["steps"] == [1, 2, 2]
+    assert schema["options"]["steps"] == [1, 4, 4], "what was calibrated is for finding objects"
     with pytest.raises(ConfigError, match="--polarity"):
         run(images, tmp_path / "x", labels, backend=None, model=model, polarity="dark")
     bundle.model_copy(update={"channels": 2}).save(model)
@@ -332,3 +335,18 @@ def test_a_full_disk_leaves_no_half_written_table(
     assert [path.name for path in out.iterdir()] == [".cellseg-embed"]
     run(images, out, labels, resume=True)
     assert named(out) == ["a", "b", "c", "d"]
+
+
+def test_other_names_of_options(images: Path, labels: Path, tmp_path: Path) -> None:
+    given = {"backend": "look", "reader": "npy", "output": tmp_path / "emb", "labels": labels}
+    embed(
+        fakes.plugins(),
+        images,
+        parse(EmbedSettings, given),
+        options={"cells": (1, 2, 2)},
+        reader_options={"bands": "0"},
+        emit=lambda event: None,
+    )
+    schema = json.loads((tmp_path / "emb" / "schema.json").read_text())
+    assert schema["options"]["steps"] == [1, 2, 2]
+    assert schema["reader_options"]["channels"] == "0"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from engine_fakes import digest, plugins, read, same_objects
 
+from cellseg.bundle import Bundle
 from cellseg.data import Prompt, Segmentation, Tile
 from cellseg.engine.segment import Segmenter
 from cellseg.errors import ConfigError, DataError, InterruptedRunError
@@ -114,6 +116,9 @@ def test_a_folder_with_a_file_for_each_image(images, tmp_path):
     (folder / "a.csv").write_text("y,x\n" + "".join(f"{y},{x}\n" for y, x in CENTRES))
     (folder / "b.csv").write_text("y0,x0,y1,x1\n10,12,19,30\n")
     run(images, tmp_path / "out", prompts=folder)
+    (folder / ".DS_Store").write_bytes(b"\0")
+    (folder / "README.md").write_text("no prompts")
+    run(images, tmp_path / "out", prompts=folder, resume=True)
     assert same_objects(read(tmp_path / "out" / "a.tif"), expected((170, 180), CENTRES))
     boxed = read(tmp_path / "out" / "b.tif")
     assert boxed[10:19, 12:30].all()
@@ -170,3 +175,14 @@ def test_a_half_gets_what_lies_in_it():
     seen.clear()
     segmenter([Tile(image=np.zeros((1, 1, 64, 100), np.float32))])
     assert [found for _, found in seen] == [None, None]
+
+
+def test_what_was_calibrated_is_for_objects_that_are_found(images, prompts, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    Bundle(backend="prompted", predict={"fault": "type", "levels": True}).save(model)
+    given = {"backend": None, "model": model, "prompts": prompts}
+    run(images, tmp_path / "out", options={"levels": True}, **given)
+    assert same_objects(read(tmp_path / "out" / "a.tif"), expected((170, 180), CENTRES))
+    asked = json.loads((tmp_path / "out" / ".cellseg" / "request.json").read_text())
+    assert (asked["option fault"], asked["option levels"]) == ("", True)

@@ -18,6 +18,9 @@ def point(x: float, y: float, **properties: Any) -> dict[str, Any]:
     return {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
+LINE = {"type": "Feature", "geometry": {"type": "LineString", "coordinates": [[1, 1], [9, 9]]}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -26,6 +29,7 @@ def point(x: float, y: float, **properties: Any) -> dict[str, Any]:
         ("y,x\n1,nan\n", "line 2: x is not finite"),
         ("y,x\n\n1,1\n1,1e999\n", "line 4: x is not finite"),
         ("y,x\n1,b\n", "line 2: x is 'b', no number"),
+        ("\n\ny,x\n1,b\n", "line 4: x is 'b', no number"),
         ("y;x\n1,5;2\n", "line 2: y is '1,5', no number"),
         ("y,x\n1\n", "line 2: has 1 fields, but the header 2"),
         ("y,x,colour\n1,1,red\n", "unknown column 'colour'"),
@@ -80,6 +84,8 @@ def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> Non
         ({"type": "GeometryCollection", "geometries": []}, "its geometry is empty"),
         ([point(1, 1, label=0)], "feature 1: has only negative points"),
         ([point(1, 1, label="cell")], "the label is 'cell'"),
+        ([{**LINE, "properties": {"label": 0.0}}], "a box cannot be negative"),
+        ([{**LINE, "properties": {"label": "cell"}}], "the label is 'cell'"),
         ([point(1, 1, frame="x")], "the frame is 'x', no whole number"),
         ([point(1, 1, object=[1])], "'object' is neither a text nor a number"),
     ],

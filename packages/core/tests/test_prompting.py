@@ -311,3 +311,13 @@ def test_it_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_name_in_another_folder_is_another_image(tmp_path: Path) -> None:
+    names = ["B/03/0", "C/03/0", "cell.v2"]
+    text = "image,y,x\nplate.zarr/C/03/0,1,1\nraw/cell.v2.tif,2,2\n"
+    prompts = read_prompts(table(tmp_path, text), names)
+    assert [len(prompts.within(name, 0, *ALL)) for name in names] == [0, 1, 1]
+    for given in ("D/03/0", "cell.v3", "raw/cell.v3"):
+        with pytest.raises(DataError, match=f"no image '{given}'"):
+            read_prompts(table(tmp_path, f"image,y,x\n{given},1,1\n"), ["B/03/0", "cell.v2"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -13,10 +14,10 @@ import tifffile
 
 import cellseg as cs
 from cellseg.bundle import Bundle
-from cellseg.errors import ConfigError, DataError, PluginError, UsageError
+from cellseg.errors import ConfigError, DataError, PluginError, StorageError, UsageError
 from cellseg.options import read_config
 from cellseg.plugins import Plugins
-from cellseg.specs import CalibrateJob
+from cellseg.specs import CalibrateJob, DatasetSpec
 from cellseg.splits import Splits
 from cellseg.testing import blobs
 from cellseg.workflows.calibrate import Calibration, calibrate
@@ -259,6 +260,9 @@ def test_training_images_are_refused(plugins: Plugins, run: Path, data: Path) ->
     with pytest.raises(DataError, match=f"was trained on {train_names[0]}, ") as error:
         found(plugins, run, data)
     assert "Leave DATA out" in str(error.value.hint)
+    with pytest.raises(DataError, match="was trained on"):
+        found(plugins, run / "model", data)
+    assert found(plugins, run / "model").images == 1
 
 
 def test_parts_of_training_images_are_refused(
@@ -302,8 +306,9 @@ def test_a_backend_without_calibration_names_those_with_one(
 
 
 def test_what_is_missing_or_would_be_ignored(
-    plugins: Plugins, run: Path, data: Path, tmp_path: Path
+    plugins: Plugins, run: Path, data: Path, tmp_path: Path, jobs: list[CalibrateJob[Any]]
 ) -> None:
+    alone = shutil.copytree(run / "model", tmp_path / "alone")
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({}, UsageError, "Which model"),
         ({"backend": "fake", "output": tmp_path / "c"}, UsageError, "Which images"),
@@ -312,13 +317,15 @@ def test_what_is_missing_or_would_be_ignored(
         ({"model": run, "reading": {"channels": "0"}}, UsageError, "are those of the run"),
         ({"model": run, "polarity": "dark"}, ConfigError, "--polarity"),
         ({"model": run, "options": {"treshold": 1}}, ConfigError, "unknown option 'treshold'"),
-        ({"model": run / "model"}, DataError, "is a model without its run"),
+        ({"model": alone}, DataError, "is a model without its run"),
+        ({"model": run, "output": data / "labels/i0.tif/c.yaml"}, StorageError, "is a file, not"),
         ({"model": tmp_path}, DataError, "is no trained model"),
         ({"model": run, "data": data / "images"}, DataError, "has no folder labels"),
     ]
     for values, kind, message in cases:
         with pytest.raises(kind, match=message):
             found(plugins, **values)
+    assert not jobs, "all of it is known before the search"
     full = trained(plugins, data, tmp_path / "full", split="full")
     with pytest.raises(DataError, match="kept no images for validation"):
         found(plugins, full)
@@ -332,3 +339,17 @@ def test_images_of_other_channels_are_refused(plugins: Plugins, run: Path, tmp_p
     with pytest.raises(DataError, match="trained with 1"):
         found(plugins, run, other)
     found(plugins, run, other, reading={"channels": "1"})
+
+
+def test_channels_under_another_name_of_the_reader_are_kept(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    folder = plugins.get(DatasetSpec, "folder")
+    module: Any = ModuleType("banded")
+    spec = replace(folder, name="banded", aliases={"bands": "channels"})
+    module.cellseg_datasets = cs.hookimpl(lambda: [spec])
+    plugins.register(module, "banded")
+    target = tmp_path / "c.yaml"
+    asked: dict[str, Any] = {"backend": "fake", "reader": "banded", "output": target}
+    found(plugins, None, data, reading={"bands": "0"}, **asked)
+    assert read_config(target)["channels"] == "0"

@@ -195,6 +195,24 @@ def test_validation_images_of_ones_own(plugins: Plugins, data: Path, tmp_path: P
     assert not (tmp_path / "leak").exists()
 
 
+def test_one_reader_reads_all_and_other_images_leave_nothing_to_split(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    import zarr
+
+    box = tmp_path / "val.zarr"
+    group = zarr.open_group(box, mode="w")
+    group["raw"], group["labels"] = np.zeros((2, 64, 64), "u1"), np.zeros((2, 64, 64), "u1")
+    keys = {"raw_key": "raw", "label_key": "labels", "axes": "TYX"}
+    for images, val, read in ((data, box, {}), (box, data, keys)):
+        asked = settings(val=val)
+        with pytest.raises(ConfigError, match=r"--val .* is read as"):
+            train(plugins, "otsu", images, tmp_path / "run", settings=asked, reader_options=read)
+    with pytest.raises(ValueError, match="--val and --val-fraction exclude each other"):
+        settings(val=data, val_fraction=0.3)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cellseg.errors import WeightsError
 
 if TYPE_CHECKING:
-    from torch import Tensor  # noqa: TID253
+    from torch import Tensor
 
 _ENCODER = "image_encoder."
 _TRANSFORMER = "mask_decoder.transformer.layers."
@@ -69,8 +69,8 @@ class Architecture:
         return 4 * self.grid
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
-        return asdict(self)
+        """What JSON can hold, and gives back the same."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Architecture:
@@ -216,10 +216,10 @@ _NAMED = {
         heads=2,
         global_attention=(1,),
         window=2,
-        side=64,
+        side=128,
         out_channels=32,
         mlp_ratio=2.0,
-        mask_channels=4,
+        mask_channels=8,
         decoder_mlp=64,
         iou_depth=2,
         iou_hidden=32,

@@ -103,7 +103,7 @@ def calibrate(job: CalibrateJob[MicrosamPredictOptions], emit: Emit) -> Mapping[
         emit: told the scores before and after.
 
     Raises:
-        ConfigError: prompts of the user have no thresholds to find.
+        ConfigError: prompts of the user have no thresholds to find, or options do nothing.
         DataError: images have no labels, or too many channels.
         WeightsError, DeviceError: as for prediction.
     """
@@ -114,6 +114,8 @@ def calibrate(job: CalibrateJob[MicrosamPredictOptions], emit: Emit) -> Mapping[
         )
     encoder = Encoder.open(job.options, job.device, job.model)
     mode = encoder.mode(job.options)
+    if idle := job.options.unused(mode):
+        raise ConfigError(f"{' and '.join(idle)}: nothing to do with {mode}, which is calibrated.")
     start = resolve(job.options, mode, encoder.model_type, encoder.model.device.type)
     tiles, truths = _tiles(job.samples, job.tiling, _TILES[mode])
     with torch.inference_mode(), memory_errors(MEMORY_HINT):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch  # noqa: TID253
+from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
 
 from cellseg import Tile
@@ -20,10 +21,6 @@ from cellseg_microsam.model_types import RANDOM, backbone
 from cellseg_microsam.predict_options import MicrosamPredictOptions, Mode
 from cellseg_microsam.stored import load_model
 
-_FILLS = 0.6
-"""Tiles of this part of a training patch's side are magnified to fill the square, as the tiles at
-the border of an image are a little smaller than the others: networks bear cells that look larger
-better than a square that is partly empty. Tiles smaller than that are not magnified."""
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_HINT = (
     "Answer fewer prompts at once: --prompts-per-batch; compute with less: --precision bf16; or"
@@ -41,7 +38,9 @@ class Encoder:
     model_type: str
     """What it is, or was trained from."""
     field: int
-    """As in ``Frame.fit``."""
+    """As in ``Frame.fit``. Where it is known, all that the model saw in training filled the square:
+    tiles that do not, such as those at the border of an image, are continued by their reflection.
+    Segment Anything itself was trained with 0 there, and so are published models used."""
     answers: bool
     """Whether its answers to prompts mean something."""
     dtype: torch.dtype
@@ -114,8 +113,7 @@ class Encoder:
     def frame(self, tile: Tile) -> Frame:
         """The place of a tile in the square."""
         y, x = tile.image.shape[2:]
-        small = max(y, x) < _FILLS * self.field
-        return self.model.frame((y, x), self.field if small else 0)
+        return self.model.frame((y, x), self.field)
 
     def encode(self, tiles: Sequence[Tile]) -> Tensor:
         """Embeddings ``(n, channels, grid, grid)`` float32 of planes of one shape, in one call.
@@ -126,10 +124,20 @@ class Encoder:
         for tile in tiles:
             _check(tile.image)
         images = np.stack([tile.image[:, 0] for tile in tiles]).astype(np.float32, copy=False)
+        frame = self.frame(tiles[0])
+        if self.field:
+            images = _filled(images, max(*images.shape[2:], self.field))
+            frame = self.model.frame(images.shape[2:])
         where = self.model.device
-        prepared = self.model.prepare(torch.from_numpy(images).to(where), self.frame(tiles[0]))
+        prepared = self.model.prepare(torch.from_numpy(images).to(where), frame)
         with torch.autocast(where.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model.encode(prepared).float()
+
+
+def _filled(images: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Images ``(n, c, y, x)``, continued at the bottom and at the right to ``side`` pixels."""
+    below, right = side - images.shape[2], side - images.shape[3]
+    return np.pad(images, ((0, 0), (0, 0), (0, below), (0, right)), mode="symmetric")
 
 
 def _check(image: Image) -> None:

@@ -197,7 +197,7 @@ def export_onnx(job: ExportJob[OnnxOptions], emit: Emit) -> Path:
     """
     require("onnx", "onnxruntime")
     if job.target.suffix != ".onnx":
-        raise UsageError(f"--output: an ONNX file must be named *.onnx, not {job.target.name!r}")
+        raise UsageError(f"--output: an ONNX file must be named *.onnx, not *{job.target.suffix}")
     import numpy as np
     import onnxruntime
     from segment_anything.utils.onnx import SamOnnxModel

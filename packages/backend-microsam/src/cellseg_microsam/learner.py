@@ -80,11 +80,10 @@ class MicrosamLearner(nn.Module):
             prefix = name if name == "decoder" else f"sam.{name}"
             for inner, parameter in part.named_parameters():
                 parameter.requires_grad_(f"{prefix}.{inner}" in learnt)
-        model.recompute = options.recompute
+        model.recompute, model.compiled = options.recompute, options.compile
         self.parts = nn.ModuleDict(parts)
         self._held, self._frame = [model], frame  # in a list, torch does not find it
         self._prompting = Prompting(model, frame, options)
-        self._compiled = False
         self._seen: list[_Seen] = []
 
     @property
@@ -111,9 +110,6 @@ class MicrosamLearner(nn.Module):
         model, images = self.model, batch["image"]
         if model.device != images.device:
             model.to(images.device)
-        if self.options.compile and not self._compiled:
-            model.compile_encoder()
-            self._compiled = True
         learns = "image_encoder" in self.parts and torch.is_grad_enabled()
         with torch.set_grad_enabled(learns):
             return model.encode(model.prepare(images, self._frame))

@@ -17,7 +17,7 @@ from cellseg_microsam.guard import check_segment_anything
 from cellseg_microsam.unetr import UnetrDecoder
 
 if TYPE_CHECKING:
-    from segment_anything.modeling import Sam  # noqa: TID253
+    from segment_anything.modeling import Sam
 
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)

@@ -48,7 +48,8 @@ class MicrosamOptions(TorchOptions, PatchOptions, AugmentOptions):
     micro-SAM's generalists, or tiny and small, which have random weights."""
     checkpoint: Path | None = None
     """A file with weights to start from instead of a download: of Segment Anything, or as exported
-    by micro-SAM or cellseg. It says itself how large the model is."""
+    by micro-SAM or cellseg. It says itself how large the model is; --model-type may say which
+    generalist it is, whose thresholds suit it then."""
     mode: Literal["full", "interactive", "instances", "decoder"] = "instances"
     """What learns: full, the answers to prompts and the decoder for automatic segmentation, from
     one encoding of each batch; interactive, the answers alone; instances, encoder and decoder;
@@ -112,6 +113,16 @@ class MicrosamOptions(TorchOptions, PatchOptions, AugmentOptions):
     """Stop after this many validations without a better score; 0 never does."""
     average: float = Field(0.0, ge=0, lt=1)
     """Validate and keep a running average of the weights, with this decay per step; 0 is off."""
+
+    @field_validator("patch_size", mode="before")
+    @classmethod
+    def _one_number_for_squares(cls, value: object) -> object:
+        """Config files may give both sides."""
+        if not isinstance(value, list | tuple):
+            return value
+        if len(value) != 2 or value[0] != value[1]:
+            raise ValueError("patches are squares: give one number")
+        return value[0]
 
     @field_validator("checkpoint", "export_path")
     @classmethod

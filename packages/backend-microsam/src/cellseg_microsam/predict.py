@@ -48,6 +48,11 @@ def load(job: PredictJob[MicrosamPredictOptions]) -> Predictor:
                     "--segmentation-mode prompts: there are none.",
                     hint="Give a file of points or boxes: --prompts.",
                 )
+            if options.segmentation_mode == "auto" and (idle := options.unused(mode)):
+                raise ConfigError(
+                    f"{' and '.join(idle)}: nothing to do without --prompts, as the model segments"
+                    f" by {mode} then.",
+                )
             return mode
         if options.segmentation_mode not in ("auto", "prompts"):
             raise ConfigError(
@@ -111,8 +116,8 @@ def load_embedder(job: PredictJob[MicrosamPredictOptions]) -> Embedder:
     """
     if idle := job.options.unused():
         raise ConfigError(
-            f"{' and '.join(idle)}: nothing to do with embeddings, of objects that are found.",
-            hint="Leave it out.",
+            f"{' and '.join(idle)}: nothing to do with embeddings of objects, which are known.",
+            hint="Leave it out; the objects are those of the labels.",
         )
     encoder = Encoder.open(job.options, job.device, job.model)
 

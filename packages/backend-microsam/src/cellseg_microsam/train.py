@@ -35,7 +35,7 @@ from cellseg_microsam.cache import (
 from cellseg_microsam.description import Description
 from cellseg_microsam.learner import MicrosamLearner
 from cellseg_microsam.model import MicroSam
-from cellseg_microsam.model_types import RANDOM
+from cellseg_microsam.model_types import RANDOM, backbone
 from cellseg_microsam.options import MicrosamOptions
 from cellseg_microsam.patches import Targets, TrainingPatches, ValidationPatches
 from cellseg_microsam.predict_options import MicrosamPredictOptions
@@ -112,6 +112,8 @@ class _Training:
             with_decoder=True,
             emit=emit,
         )
+        if options.checkpoint is not None:
+            loaded = _named(loaded, options)
         if self.options.export_path is not None and loaded.model_type in RANDOM:
             raise ConfigError(
                 f"--export-path: micro-SAM has no network like {loaded.model_type!r}, which is"
@@ -267,6 +269,23 @@ class _Training:
             or (self.frozen and loaded.answers),
         )
         save_model(model, description, self.job.model)
+
+
+def _named(loaded: Loaded, options: MicrosamOptions) -> Loaded:
+    """What a file holds, called as the user does, where that is not the default.
+
+    Raises:
+        ConfigError: the file holds another architecture.
+    """
+    named = options.model_type
+    if named in (MicrosamOptions.model_fields["model_type"].default, loaded.model_type):
+        return loaded
+    if backbone(loaded.model_type) != backbone(named):
+        raise ConfigError(
+            f"--checkpoint {options.checkpoint}: holds a {loaded.model_type}, not a {named}.",
+            hint="Leave --model-type out: the file says itself how large the model is.",
+        )
+    return replace(loaded, model_type=named)
 
 
 def check_images(job: TrainJob[MicrosamOptions]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional as F  # noqa: TID253
@@ -124,7 +126,7 @@ class _Convolutions(nn.Module):
 class _Stages(nn.Module):
     def __init__(self, widths: tuple[int, ...], transposed: bool) -> None:
         super().__init__()
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.blocks = nn.ModuleList(_Convolutions(*pair) for pair in pairs)
         self.samplers = nn.ModuleList(_upsampler(*pair, transposed) for pair in pairs)
 

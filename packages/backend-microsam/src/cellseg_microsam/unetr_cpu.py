@@ -14,8 +14,9 @@ from torch.nn import functional as F  # noqa: TID253
 
 from cellseg_microsam.normalisation import (
     batch_norm_rectified,
+    instance_norm_middle,
+    instance_norm_rectified,
     norm_before_enlarging,
-    rectified_instance_norm,
 )
 from cellseg_microsam.upsampling import convolve_enlarged
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def can_decode(decoder: UnetrDecoder, embeddings: Tensor) -> bool:
-    """Whether ``decode`` can do it: on a CPU, with bilinear upsampling, and not while the decoder is
-    being traced, compiled or exported."""
+    """Whether ``decode`` can do it: on a CPU, with bilinear upsampling, and not while the decoder
+    is being traced, compiled or exported."""
     return (
         embeddings.device.type == "cpu"
         and not decoder.transposed
@@ -45,7 +46,7 @@ def decode(decoder: UnetrDecoder, embeddings: Tensor) -> Tensor:
         z = _enlarged(part, z)
         finer.append(z)
     base = decoder.base.block
-    first = _convolution(rectified_instance_norm(x, base[0].eps, rectify=False), base[1])
+    first = _convolution(instance_norm_middle(x, x.shape[1], base[0].eps), base[1])
     x = _second(base, first)
     stages = decoder.decoder
     for block, sampler, other in zip(stages.blocks, stages.samplers, finer[:3], strict=True):
@@ -58,9 +59,7 @@ def _stage(block: nn.Sequential, sampler: nn.Conv2d, x: Tensor, other: Tensor) -
     """Enlarge, join with the middle channels of what is that large already, convolve twice."""
     x = norm_before_enlarging(_pointwise(x, sampler), block[0].eps)
     channels = x.shape[1]
-    if other.shape[1] > channels:
-        other = other.narrow(1, (other.shape[1] - channels) // 2, channels)
-    other = rectified_instance_norm(other, block[0].eps, rectify=False)
+    other = instance_norm_middle(other, channels, block[0].eps)
     convolution = block[1]
     weight = convolution.weight.to(x.dtype)
     joined = convolve_enlarged(x, weight[:, :channels], _cast(convolution.bias, x))
@@ -70,7 +69,7 @@ def _stage(block: nn.Sequential, sampler: nn.Conv2d, x: Tensor, other: Tensor) -
 
 def _second(block: nn.Sequential, first: Tensor) -> Tensor:
     """The rest of a pair of convolutions, after the first."""
-    return _convolution(rectified_instance_norm(first, block[3].eps), block[4]).relu_()
+    return _convolution(instance_norm_rectified(first, block[3].eps), block[4]).relu_()
 
 
 def _enlarged(part: Any, x: Tensor) -> Tensor:

@@ -108,6 +108,12 @@ class Place:
         )
 
 
+def whole_of(name: str) -> str:
+    """The name of the image that a part is of; of a whole image, its own."""
+    found = _NAME.fullmatch(name)
+    return name if found is None else found["whole"]
+
+
 def place(name: str, samples: Mapping[str, Sample]) -> Place | None:
     """Where ``name`` is; None where none of the samples, by name, is meant.
 

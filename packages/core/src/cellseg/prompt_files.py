@@ -74,11 +74,10 @@ def read_marks(path: Path) -> list[Mark]:
 
 
 def _of_table(text: str, path: Path) -> Iterator[Mark]:
-    text = text.lstrip("\r\n")
-    header = text.splitlines()[0]
+    header = text.lstrip("\r\n").splitlines()[0]
     separator = max(",;\t", key=header.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    columns = [name.strip().lower() for name in next(rows)]
+    columns = [name.strip().lower() for name in next(cells for cells in rows if cells)]
     axes = _axes(columns, path)
     shapes: dict[tuple[str, str], list[tuple[str, dict[str, str]]]] = {}
     for cells in rows:
@@ -217,10 +216,9 @@ def _about(row: Mapping[str, str], where: str) -> dict[str, Any]:
 def _of_feature(feature: Feature) -> Mark:
     geometry, properties, where = feature.geometry, feature.properties, feature.where
     label = properties.get("label")
-    positive = feature.classification.lower() not in _NEGATIVE_CLASSES
-    if geometry.points:
-        positive = positive and _positive("" if label is None else str(label), where)
-    elif not positive or str(label).lower() in _NEGATIVE:
+    positive = _positive("" if label is None else str(label), where)
+    positive = positive and feature.classification.lower() not in _NEGATIVE_CLASSES
+    if not positive and not geometry.points:
         raise DataError(f"{where}: a box cannot be negative.", hint="Only points can.")
     image, named = (_text(properties, key, where) for key in ("image", "object"))
     frame = geometry.frame

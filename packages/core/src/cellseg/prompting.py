@@ -132,13 +132,12 @@ def read_prompts(path: Path, names: Sequence[str], movies: Collection[str] = ())
     matched = _Names(tuple(names))
     marks: list[Mark] = []
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        visible = [file for file in files if not _hidden(file.relative_to(path))]
-        if not visible:
+        files = files_of(path)
+        if not files:
             raise DataError(
                 f"{path}: holds no files of prompts.", hint=f"They end in {', '.join(SUFFIXES)}."
             )
-        for file in visible:
+        for file in files:
             image = matched.find(file.relative_to(path).as_posix(), str(file))
             for mark in read_marks(file):
                 if mark.image is not None and matched.find(mark.image, mark.where) != image:
@@ -161,13 +160,29 @@ def read_prompts(path: Path, names: Sequence[str], movies: Collection[str] = ())
     return Prompts({key: tuple(sorted(ones, key=_row)) for key, ones in placed.items()})
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files of prompts at a path, sorted: itself, or those in a folder that are not hidden."""
+    if not path.is_dir():
+        return [path]
+    files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return sorted(file for file in files if not _hidden(file.relative_to(path)))
+
+
+def from_one_root(one: str, other: str) -> bool:
+    """Whether names of images are equal, or would be from the same root."""
+    return one == other or one.endswith("/" + other) or other.endswith("/" + one)
+
+
 def within(prompts: Sequence[Prompt], start: ZYX, stop: ZYX) -> tuple[Prompt, ...]:
     """As ``Prompts.within``, for the prompts of a tile and a window in it."""
     return tuple(_cut(one, start, stop) for one in prompts if _inside(_anchor(one), start, stop))
 
 
 class _Names:
-    """The images to predict, as files call them: exactly, or without folder and extension."""
+    """The images to predict, as files call them: exactly, or without folder and extension.
+
+    A folder that is given, and is not that of the image, is of another image.
+    """
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
@@ -200,7 +215,7 @@ class _Names:
         for exact in (given, plain, _bare(plain)):
             if exact in self._names:
                 return exact
-        found = self._by_stem.get(_stem(plain), [])
+        found = [name for name in self._by_stem.get(_stem(plain), []) if _means(plain, name)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -224,6 +239,12 @@ def _bare(name: str) -> str:
 
 def _stem(name: str) -> str:
     return PurePosixPath(_bare(name)).name
+
+
+def _means(given: str, name: str) -> bool:
+    """Whether both name one image, seen from other folders or without an extension."""
+    ways = ((given, name), (_bare(given), name), (given, _bare(name)))
+    return any(from_one_root(one, other) for one, other in ways)
 
 
 def _hidden(path: Path) -> bool:

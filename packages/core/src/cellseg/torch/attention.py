@@ -1,11 +1,12 @@
 """Attention with decomposed relative positions, without the table of all pairs of tokens.
 
-A vision transformer of ViTDet's kind (Li et al., arXiv:2203.16527), such as Segment Anything's image
-encoder, adds to the product of query and key a learned term for how far the two tokens are apart
-along each axis (Li et al., arXiv:2112.01526): ``q k + q R_y[dy] + q R_x[dx]``. Both terms depend on
-the key through its row and its column only. So a query that is lengthened by its terms for all rows
-and all columns, and a key that is lengthened by an indicator of its row and of its column, have that
-sum as their plain product, and ``scaled_dot_product_attention`` never holds it for all pairs.
+A vision transformer of ViTDet's kind (Li et al., arXiv:2203.16527), such as Segment Anything's
+image encoder, adds to the product of query and key a learned term for how far the two tokens are
+apart along each axis (Li et al., arXiv:2112.01526): ``q k + q R_y[dy] + q R_x[dx]``. Both terms
+depend on the key through its row and its column only. So a query that is lengthened by its terms
+for all rows and all columns, and a key that is lengthened by an indicator of its row and of its
+column, have that sum as their plain product, and ``scaled_dot_product_attention`` never holds it
+for all pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional as F  # noqa: TID253
 
 
-class FoldedAttention(nn.Module):
+class FoldedAttention(nn.Module):  # type: ignore[misc]
     """Multi-head attention on a grid of tokens, with or without relative positions.
 
     It takes over the parameters of the attention that it replaces, under the same names.

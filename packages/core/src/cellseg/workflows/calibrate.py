@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ from cellseg.events import Emit, Note
 from cellseg.files import write_atomic
 from cellseg.normalise import normalised
 from cellseg.options import Options, parse, unaliased
+from cellseg.parts import whole_of
 from cellseg.plugins import Plugins
+from cellseg.prompting import from_one_root
 from cellseg.readers import AUTO, open_dataset, overview, reader_for
 from cellseg.runs import FILE as RUN_FILE
 from cellseg.runs import RunDir
-from cellseg.specs import CalibrateJob, PredictorSpec
+from cellseg.specs import CalibrateJob, DatasetSpec, PredictorSpec
 from cellseg.workflows.calibrate_settings import CalibrateSettings
 from cellseg.workflows.models import check_images, is_volumetric, predictor_for, tiling_for
 from cellseg.workflows.predict_objects import normaliser_of
@@ -114,13 +115,16 @@ def calibrate(
     normaliser = normaliser_of(like, bundle)
     tiling = tiling_for(like, bundle, predictor, is_volumetric(predictor, bundle))
     target = _target(settings, directory)
+    run = _run_of(directory)
     if data is not None:
-        samples = _labelled(plugins, data, settings.reader, reading, bundle)
-        _check_leaks(plugins, model, bundle, samples, data, emit)
+        reader = reader_for(plugins, data, settings.reader)
+        reading = unaliased(reading, reader.aliases)
+        samples = _labelled(plugins, data, reader, reading, bundle)
+        _check_leaks(plugins, run, bundle, samples, data, emit)
         check_images(samples, data, bundle)
     else:
         assert model is not None
-        samples = _held_back(plugins, model)
+        samples = _held_back(plugins, model, run)
         check_images(samples, model, bundle)
     for line in overview(samples)[:MOST_KINDS]:
         emit(Note(f"Images: {line}"))
@@ -184,6 +188,11 @@ def _target(settings: CalibrateSettings, directory: Path | None) -> Path:
     if settings.output is not None:
         if settings.output.exists():
             raise DataError(f"{settings.output} exists already.", hint="Choose another --output.")
+        folder = next(one for one in settings.output.absolute().parents if one.exists())
+        if not folder.is_dir():
+            raise StorageError(f"{folder} is a file, not a folder.")
+        if not os.access(folder, os.W_OK):
+            raise StorageError(f"{folder}: cannot be written: permission denied.")
         return settings.output
     if directory is None:
         return Path()
@@ -195,14 +204,23 @@ def _target(settings: CalibrateSettings, directory: Path | None) -> Path:
     return directory / BUNDLE_FILE
 
 
-def _held_back(plugins: Plugins, model: Path) -> list[Sample]:
+def _run_of(directory: Path | None) -> RunDir | None:
+    """The run that a model is in, whether the run was named or the model itself."""
+    if directory is None:
+        return None
+    run = RunDir(directory.resolve().parent)
+    own = run.model == directory.resolve() and (run.path / RUN_FILE).exists()
+    return run if own else None
+
+
+def _held_back(plugins: Plugins, model: Path, run: RunDir | None) -> list[Sample]:
     """The images that a run validated on."""
-    if not (model / RUN_FILE).exists():
+    if run is None:
         raise DataError(
             f"{model} is a model without its run: it has no images of its own.",
             hint=f"Give labelled images: cellseg calibrate {model} DATA",
         )
-    _, val = samples_of(plugins, RunDir(model))
+    _, val = samples_of(plugins, run)
     if not val:
         raise DataError(
             f"The run {model} kept no images for validation.",
@@ -214,12 +232,11 @@ def _held_back(plugins: Plugins, model: Path) -> list[Sample]:
 def _labelled(
     plugins: Plugins,
     data: Path,
-    reader_name: str,
+    reader: DatasetSpec[Any],
     reading: Mapping[str, object],
     bundle: Bundle | None,
 ) -> list[Sample]:
-    reader = reader_for(plugins, data, reader_name)
-    wanted = unaliased(reading, reader.aliases)
+    wanted = dict(reading)
     if bundle and bundle.channel_selection and "channels" in reader.options.model_fields:
         wanted.setdefault("channels", bundle.channel_selection)
     return list(open_dataset(plugins, data, reader.name, wanted, labelled=True))
@@ -227,7 +244,7 @@ def _labelled(
 
 def _check_leaks(
     plugins: Plugins,
-    model: Path | None,
+    run: RunDir | None,
     bundle: Bundle | None,
     samples: Sequence[Sample],
     data: Path,
@@ -235,29 +252,30 @@ def _check_leaks(
 ) -> None:
     """Refuse the images that the model was trained on; say so where only the names are theirs."""
     trained: dict[str, set[str]] = {}
-    for name in map(_whole, bundle.trained_on if bundle is not None else ()):
+    for name in map(whole_of, bundle.trained_on if bundle is not None else ()):
         trained.setdefault(_last(name), set()).add(name)
-    alike = [s for s in samples if any(_same(s.name, n) for n in trained.get(_last(s.name), ()))]
+    alike = [
+        s for s in samples if any(from_one_root(s.name, n) for n in trained.get(_last(s.name), ()))
+    ]
     if not alike:
         return
-    if model is not None and (model / RUN_FILE).exists():
-        if RunDir(model).request().data.exists():
-            seen: dict[Path, list[str]] = {}
-            for one in samples_of(plugins, RunDir(model))[0]:
-                if one.path is not None:
-                    seen.setdefault(one.path.resolve(), []).append(_whole(one.name))
-            known = [
-                sample.name
-                for sample in alike
-                if sample.path is not None
-                and any(_same(sample.name, name) for name in seen.get(sample.path.resolve(), ()))
-            ]
-            if known:
-                raise DataError(
-                    f"{data}: the model was trained on {_listed(known)}.",
-                    hint="What suits these need not suit new images. Leave DATA out to use the "
-                    "run's own validation images, or give others.",
-                )
+    if run is not None and run.request().data.exists():
+        seen: dict[Path, list[str]] = {}
+        for one in samples_of(plugins, run)[0]:
+            if one.path is not None:
+                seen.setdefault(one.path.resolve(), []).append(whole_of(one.name))
+        known = [
+            sample.name
+            for sample in alike
+            if sample.path is not None
+            and any(from_one_root(sample.name, n) for n in seen.get(sample.path.resolve(), ()))
+        ]
+        if known:
+            raise DataError(
+                f"{data}: the model was trained on {_listed(known)}.",
+                hint="What suits these need not suit new images. Leave DATA out to use the "
+                "run's own validation images, or give others.",
+            )
     emit(
         Note(
             f"The names of {len(alike)} image(s) are also those of training images: "
@@ -295,18 +313,8 @@ def _write_config(target: Path, backend: str, options: Mapping[str, Any]) -> Non
     write_atomic(target, f"# Found by cellseg calibrate, for cellseg predict --config.\n{text}")
 
 
-def _whole(name: str) -> str:
-    """The image that a part of one (``volume[z:0-79]``) is of."""
-    return re.sub(r"\[[zyx]:\d+-\d+\]$", "", name)
-
-
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether names are equal, or would be from the same root."""
-    return one == other or one.endswith("/" + other) or other.endswith("/" + one)
 
 
 def _listed(names: Sequence[str]) -> str:

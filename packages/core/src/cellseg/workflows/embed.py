@@ -50,7 +50,7 @@ def embed(
         plugins: the installed plugins.
         images: file, folder or container.
         settings: model or backend, labels, which images, poolings, tiles.
-        options: the predictor's options; they go before those of the model.
+        options: the predictor's options; those that were calibrated with the model do not count.
         reader_options: the reader's options.
         emit: gets progress, notes and failures.
         interrupted: asked after each tile; True means stop, keeping the images that are done.
@@ -69,8 +69,7 @@ def embed(
         work.join(request.identity)
         known = work.summary()
         if known is not None:
-            summary = EmbedSummary.from_dict(known)
-            all_there(summary)
+            summary = all_there(EmbedSummary.from_dict(known), request.output)
             emit(Note("All of it is done already."))
             return summary
     elif not settings.overwrite:

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,11 +61,17 @@ def refuse_to_overwrite(folder: Path) -> None:
             )
 
 
-def all_there(summary: EmbedSummary) -> None:
-    """Raise a UsageError where an output has gone since it was written."""
-    for path in summary.outputs:
+def all_there(summary: EmbedSummary, folder: Path) -> EmbedSummary:
+    """The summary with the outputs where they are now, as the folder may have been moved.
+
+    Raises:
+        UsageError: an output has gone since it was written.
+    """
+    outputs = tuple(folder / path.name for path in summary.outputs)
+    for path in outputs:
         if not path.exists():
             raise UsageError(f"{path} was written, but is gone.", hint="Start anew: --overwrite.")
+    return replace(summary, outputs=outputs)
 
 
 def write_outputs(request: Request, result: Result) -> EmbedSummary:

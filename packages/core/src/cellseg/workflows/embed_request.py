@@ -13,7 +13,7 @@ from cellseg.embeddings.units import Unit
 from cellseg.engine.items import Item, make_items
 from cellseg.errors import ConfigError, DataError, UsageError
 from cellseg.normalise import Normaliser
-from cellseg.options import Options, flag, parse
+from cellseg.options import Options, flag, parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import reader_for
 from cellseg.specs import DatasetSpec, PredictJob, PredictorSpec
@@ -81,16 +81,18 @@ def resolve(
     normaliser = normaliser_of(settings, bundle)
     volumetric = is_volumetric(predictor, bundle)
     # What was calibrated is for finding objects, which are given here.
-    parsed = parse(predictor.options, options, predictor.name)
+    wanted = unaliased(options, predictor.aliases)
+    parsed = parse(predictor.options, wanted, predictor.name)
     tiling = tiling_for(settings, bundle, predictor, volumetric)
     reader = reader_for(plugins, images, settings.reader)
-    reading = dict(reader_options)
+    given = unaliased(reader_options, reader.aliases)
+    reading = dict(given)
     if bundle and bundle.channel_selection and "channels" in reader.options.model_fields:
         reading.setdefault("channels", bundle.channel_selection)
     parsed_reading = parse(reader.options, reading, reader.name)
     if settings.labels is not None:
         for name in _IDLE:
-            if name in reader_options:
+            if name in given:
                 raise ConfigError(
                     f"{flag(name)} of the reader {reader.name!r} does nothing: --labels says "
                     "where the labels are.",

@@ -74,7 +74,8 @@ def predict(
         plugins: the installed plugins.
         images: file, folder or container.
         settings: model or backend, tiles, outputs.
-        options: the predictor's options; they go before those of the model.
+        options: the predictor's options; they go before those that were calibrated with the model,
+            which do not count where there are prompts.
         reader_options: the reader's options.
         emit: gets progress, notes and failures.
         interrupted: asked after each tile; True means stop, keeping what is done.

@@ -14,7 +14,7 @@ from cellseg.engine.refine import Refinement
 from cellseg.errors import ConfigError
 from cellseg.normalise import Normaliser
 from cellseg.options import flag
-from cellseg.prompting import Prompts, read_prompts
+from cellseg.prompting import Prompts, files_of, read_prompts
 from cellseg.specs import PredictorSpec
 from cellseg.workflows.models import PolaritySettings
 from cellseg.workflows.predict_settings import PredictSettings
@@ -142,10 +142,9 @@ def prompts_of(
 
 
 def _digest(path: Path) -> str:
-    """Of a file, or of all files in a folder with their names."""
+    """Of a file, or of all files of prompts in a folder with their names."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for file in files_of(path):
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     return f"sha256:{digest.hexdigest()}"

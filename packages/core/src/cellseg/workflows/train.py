@@ -267,11 +267,18 @@ def _split(
 ) -> tuple[list[Sample], list[Sample], Splits]:
     """The training and validation samples, and the splits that say so.
 
-    Training images of weight 0 are in the splits, but not among the samples.
+    Training images of weight 0 are in the splits, but not among the samples. One reader, with one
+    set of options, reads them all.
     """
     given = options.model_dump(exclude_unset=True)
     samples = open_dataset(plugins, data, reader, given, labelled=True)
     if settings.val is not None:
+        other = reader_for(plugins, settings.val, settings.reader).name
+        if other != reader:
+            raise ConfigError(
+                f"--val {settings.val}: is read as {other}, but {data} as {reader}.",
+                hint="Give both in one format; or choose how to read them: --reader.",
+            )
         val = list(open_dataset(plugins, settings.val, settings.reader, given, labelled=True))
         _refuse_shared(samples, val, settings.val)
         names = Splits(train=tuple(s.name for s in samples), val=tuple(s.name for s in val))

@@ -33,4 +33,12 @@ class TrainSettings(SplitOptions, NormaliseOptions):
             raise ValueError("--val and --splits exclude each other: both say what to validate on")
         if self.val is not None and self.split != "train-val":
             raise ValueError(f"--val and --split {self.split} exclude each other")
+        if (
+            self.val is not None
+            and self.val_fraction != type(self).model_fields["val_fraction"].default
+        ):
+            raise ValueError(
+                "--val and --val-fraction exclude each other: nothing is kept of the training"
+                " images where there are others to validate on"
+            )
         return self
