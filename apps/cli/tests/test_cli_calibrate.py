@@ -102,6 +102,13 @@ def test_a_run_and_then_predicting_with_it(cellseg, data, run, tmp_path) -> None
     found = json.loads((run / "model/bundle.json").read_text())["predict"]["threshold"]
     shown = " ".join(cellseg("calibrate", run, "--help").out.split())
     assert f"[default: {found}]" in shown, "the model's own value"
+    for words, value in (
+        (("predict", images), found),
+        (("predict", images, "--prompts", "clicks.csv"), 5.0),
+        (("embed", images), 5.0),
+    ):
+        shown = " ".join(cellseg(*words, "--model", run, "--help").out.split())
+        assert f"[default: {value}]" in shown, words
 
 
 def test_other_images_their_reader_and_json(cellseg, run, others) -> None:

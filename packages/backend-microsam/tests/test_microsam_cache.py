@@ -29,11 +29,10 @@ from cellseg_microsam.architecture import Architecture  # noqa: E402
 from cellseg_microsam.cache import (  # noqa: E402
     CachedPatches,
     CachedValidation,
-    FixedPatches,
     Store,
-    Versions,
     fill,
 )
+from cellseg_microsam.fixed_patches import FixedPatches, Versions  # noqa: E402
 from cellseg_microsam.learner import MicrosamLearner  # noqa: E402
 from cellseg_microsam.model import MicroSam  # noqa: E402
 from cellseg_microsam.options import MicrosamOptions  # noqa: E402

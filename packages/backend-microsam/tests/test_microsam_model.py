@@ -176,8 +176,8 @@ def test_maps_have_the_size_of_the_image(model: MicroSam) -> None:
         bare.logits(embeddings)
 
 
-def test_recomputing_changes_no_gradient(model: MicroSam) -> None:
-    x, grads = torch.randn(1, 3, 64, 64), []
+def test_recomputing_changes_no_gradient(make_sam: Callable[..., Any]) -> None:
+    model, x, grads = make_sam(depth=6), torch.randn(4, 3, 64, 64), []
     kept = []
     for model.recompute in (False, True):
         model.zero_grad()
@@ -192,7 +192,7 @@ def test_recomputing_changes_no_gradient(model: MicroSam) -> None:
         kept.append(sum(sizes))
         loss.backward()
         grads.append([p.grad.clone() for p in model.sam.image_encoder.parameters()])
-    assert kept[1] < kept[0] / 3
+    assert kept[1] < kept[0] / 2
     for first, second in zip(*grads, strict=True):
         torch.testing.assert_close(first, second)
 

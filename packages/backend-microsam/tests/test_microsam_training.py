@@ -250,6 +250,28 @@ def test_updates_that_cannot_be_merged_are_described(tmp_path: Path) -> None:
     assert any("down_proj" in name for name in model.state_dict())
 
 
+def test_updates_of_an_earlier_training_stay_part_of_the_model(tmp_path: Path) -> None:
+    run(make_job(tmp_path / "a", peft="adaptformer"))
+    job = make_job(tmp_path / "b", mode="decoder", checkpoint=tmp_path / "a", **FROM_FILE)
+    run(job)
+    load_model(job.model)
+    old, new = load_file(tmp_path / "a" / "model" / "weights.safetensors"), weights(job)
+    encoder = [name for name in old if not name.startswith("decoder.")]
+    assert any("down_proj" in name for name in encoder)
+    assert all(torch.equal(old[name], new[name]) for name in encoder)
+    job = make_job(tmp_path / "c", checkpoint=tmp_path / "a", **FROM_FILE)
+    trained, _ = run(job)
+    assert "sam.image_encoder.blocks.0.attn.qkv.weight" in trained.trainable
+
+
+def test_what_was_learned_before_is_remembered_where_it_still_holds(tmp_path: Path) -> None:
+    run(make_job(tmp_path / "a", mode="full"))
+    for mode, holds in (("decoder", True), ("instances", False)):
+        job = make_job(tmp_path / mode, mode=mode, checkpoint=tmp_path / "a", **FROM_FILE)
+        run(job)
+        assert Description.load(job.model).prompts_trained == holds
+
+
 def test_a_decoder_that_no_longer_fits_is_left_out(published: Path, tmp_path: Path) -> None:
     job = make_job(tmp_path / "a", mode="interactive", checkpoint=published, **FROM_FILE)
     _, events = run(job)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,8 @@ from cellseg import ConfigError, Emit, Tiling, Trained, TrainJob
 from cellseg.classes import UNKNOWN
 from cellseg.events import Note
 from cellseg.files import remove_leftovers
-from cellseg.normalise import NormalisedImage
 from cellseg.patches import PatchGrid, PatchSampler
 from cellseg.sampling_options import AugmentOptions
-from cellseg.torch.checkpoints import Checkpoints
 from cellseg.torch.devices import memory_errors, resolve_device, threads
 from cellseg.torch.loaders import Loaders, Numbered
 from cellseg.torch.training import fit
@@ -26,13 +22,13 @@ from cellseg.torch.weights import seeded
 from cellseg_microsam.cache import (
     CachedPatches,
     CachedValidation,
-    FixedPatches,
     Store,
-    Versions,
     encoder_checksum,
     fill,
 )
+from cellseg_microsam.checks import check_images, export_target
 from cellseg_microsam.description import Description
+from cellseg_microsam.fixed_patches import FixedPatches, Versions
 from cellseg_microsam.learner import MicrosamLearner
 from cellseg_microsam.model import MicroSam
 from cellseg_microsam.model_types import RANDOM, backbone
@@ -49,7 +45,6 @@ _ENCODED = {
     *(name for names in AugmentOptions.panels.values() for name in names),
 }
 """Options that the embeddings depend on, beside what they are made of."""
-_ENDINGS = (".pt", ".pth")
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -112,6 +107,7 @@ class _Training:
             with_decoder=True,
             emit=emit,
         )
+        loaded.model.requires_grad_(True)  # updates of an earlier training are weights like others
         if options.checkpoint is not None:
             loaded = _named(loaded, options)
         if self.options.export_path is not None and loaded.model_type in RANDOM:
@@ -252,12 +248,11 @@ class _Training:
 
     def _save(self, model: MicroSam, loaded: Loaded) -> None:
         options = self.options
-        peft: dict[str, Any] | None = None
+        peft = loaded.peft
         if options.peft != "none":
             from cellseg_microsam.peft import merge_peft
 
-            if not merge_peft(model):
-                peft = _peft_values(options)
+            peft = None if merge_peft(model) else _peft_values(options)
         description = Description(
             model_type=loaded.model_type,
             architecture=model.architecture.to_dict(),
@@ -286,59 +281,6 @@ def _named(loaded: Loaded, options: MicrosamOptions) -> Loaded:
             hint="Leave --model-type out: the file says itself how large the model is.",
         )
     return replace(loaded, model_type=named)
-
-
-def check_images(job: TrainJob[MicrosamOptions]) -> None:
-    """Refuse images that Segment Anything cannot take.
-
-    Raises:
-        ConfigError: they have other than 1 or 3 channels, or are normalised to other than 0 to 1.
-    """
-    image = job.train[0].image
-    channels = image.shape[0]
-    if channels not in (1, 3):
-        raise ConfigError(
-            f"The images have {channels} channels, but Segment Anything takes 1 or 3.",
-            hint="Pick them: --channels 0, or --channels 0,1,2.",
-        )
-    if not isinstance(image, NormalisedImage):
-        return
-    method = image.normaliser.method
-    if method == "none":
-        plane = image[:, :1, :, :]
-        if -0.01 <= plane.min() and plane.max() <= 1.01:
-            return
-    if method in ("z-score", "none"):
-        raise ConfigError(
-            f"--normalise {method}: Segment Anything takes pixels from 0 to 1; what is beyond would"
-            " be cut off.",
-            hint="Use --normalise percentile, or min-max.",
-        )
-
-
-def export_target(job: TrainJob[MicrosamOptions]) -> Path | None:
-    """The file to export to when training is done; None if none is asked for.
-
-    Raises:
-        ConfigError: it exists already, or its folder cannot be written to.
-    """
-    path, name = job.options.export_path, job.options.checkpoint_name
-    if path is None:
-        return None
-    if path.suffix not in _ENDINGS:
-        path = path / f"{name or job.checkpoint.parent.name}.pt"
-    elif name is not None:
-        raise ConfigError(
-            f"--checkpoint-name {name} names the file in --export-path, but {path} is a file."
-        )
-    if path.exists() and Checkpoints.last(job.checkpoint) is None:
-        raise ConfigError(
-            f"--export-path: {path} exists already.", hint="Remove it, or choose another."
-        )
-    folder = next(parent for parent in path.parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"--export-path: {folder} cannot be written to.")
-    return path
 
 
 def _peft_values(options: MicrosamOptions) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class Loaded:
     """Whether the decoder has random weights, while the rest has not."""
     answers: bool = True
     """Whether its answers to prompts mean something: they were trained, here or by others."""
+    peft: dict[str, Any] | None = None
+    """As in ``Description``."""
 
     @property
     def bases(self) -> tuple[BaseWeights, ...]:
@@ -243,6 +245,7 @@ def _load_directory(path: Path) -> Loaded:
         model_type=described.model_type,
         base=base,
         answers=described.prompts_trained or described.model_type not in RANDOM,
+        peft=described.peft,
     )
 
 

@@ -302,7 +302,8 @@ class BackendTests:
         rows, columns = np.indices((y - 7, x + 21))
         disc = np.hypot(rows - (y - 19), columns - (x + 9)) < 7
         shown = replace(plain, image=plain.image + disc.astype(np.float32))
-        embed = predictor.embed(self._predict_job(predictor, fitted))
+        options = predictor.options(**self.predict_options)  # what is calibrated does not count
+        embed = predictor.embed(replace(self._predict_job(predictor, fitted), options=options))
         both = embed([plain, shown])
         assert len(both) == 2, "one result for each tile"
         maps = []

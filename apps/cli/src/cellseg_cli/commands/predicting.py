@@ -1,5 +1,6 @@
 """``cellseg predict``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,8 @@ def predict(arguments: Arguments) -> Command:
     groups = [Group(PredictSettings, "Model and images", short={"output": "-o"})]
     own = options_of_backend(line)
     if own is not None:
+        if line.chosen("prompts"):
+            own = replace(own, defaults={})  # what was calibrated is for objects that are found
         groups.append(own)
     reader = line.reader([group.model for group in groups])
     groups.insert(1, reader)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from pathlib import Path
 from zipfile import BadZipFile
@@ -11,7 +10,7 @@ import numpy as np
 
 from cellseg.embeddings.run import Embedded
 from cellseg.errors import StorageError
-from cellseg.files import storage_errors
+from cellseg.files import replacing
 
 _ARRAYS = tuple(field.name for field in fields(Embedded) if field.name != "found")
 
@@ -23,23 +22,14 @@ class Parts:
         self._folder = folder
 
     def save(self, number: int, found: Embedded) -> None:
-        """Keep a unit; a kill can neither damage the file nor cut it short.
+        """Keep a unit; neither a kill nor a power cut can damage the file or cut it short.
 
         Raises:
             StorageError: the disk is full, or permission is missing.
         """
-        path = self._path(number)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with storage_errors(path):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("wb") as file:
-                    arrays = {name: getattr(found, name) for name in _ARRAYS}
-                    np.savez(file, found=found.found, **arrays)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        with replacing(self._path(number)) as temporary, temporary.open("wb") as file:
+            arrays = {name: getattr(found, name) for name in _ARRAYS}
+            np.savez(file, found=found.found, **arrays)
 
     def load(self, number: int) -> Embedded:
         """The unit again.

@@ -1,0 +1,339 @@
+"""Where weights come from: files of several kinds, downloads, and what is refused."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import sys
+import threading
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import save_file  # noqa: E402
+
+from cellseg.download import Remote  # noqa: E402
+from cellseg.errors import ConfigError, WeightsError  # noqa: E402
+from cellseg.events import Event, Progress  # noqa: E402
+from cellseg_microsam import published, weights  # noqa: E402
+from cellseg_microsam.architecture import Architecture  # noqa: E402
+from cellseg_microsam.description import Description  # noqa: E402
+from cellseg_microsam.model import MicroSam  # noqa: E402
+from cellseg_microsam.model_types import MODEL_TYPES, RANDOM  # noqa: E402
+from cellseg_microsam.peft import apply_peft  # noqa: E402
+from cellseg_microsam.published import PUBLISHED, Published, base_weights  # noqa: E402
+from cellseg_microsam.stored import save_model  # noqa: E402
+from cellseg_microsam.weights import load_checkpoint, load_published, start  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def model(make_sam: Callable[..., Any]) -> MicroSam:
+    return make_sam(seed=5)
+
+
+def same(one: MicroSam, other: MicroSam) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return list(first) == list(second) and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def exported(model: MicroSam) -> dict[str, Any]:
+    """As micro-SAM exports a model."""
+    assert model.decoder is not None
+    return {
+        "model_state": OrderedDict(model.sam.state_dict()),
+        "decoder_state": OrderedDict(model.decoder.state_dict()),
+    }
+
+
+def test_each_kind_of_file_is_read(model: MicroSam, tmp_path: Path) -> None:
+    state = model.state_dict()
+    alone = {n.removeprefix("sam."): t for n, t in state.items() if n.startswith("sam.")}
+    torch.save(exported(model), tmp_path / "exported.pt")
+    torch.save(alone, tmp_path / "sam.pth")
+    save_file(alone, tmp_path / "sam.safetensors")
+    save_file(state, tmp_path / "ours.safetensors")
+    for name in ("exported.pt", "ours.safetensors"):
+        loaded = load_checkpoint(tmp_path / name)
+        assert same(loaded.model, model), name
+        assert not loaded.model.training
+    for name in ("sam.pth", "sam.safetensors"):
+        loaded = load_checkpoint(tmp_path / name)
+        assert loaded.model.decoder is None
+        assert same(loaded.model, start_without_decoder(tmp_path / "exported.pt"))
+        assert loaded.base is not None and len(loaded.base.sha256) == 64
+        assert loaded.base.source == str(tmp_path / name)
+
+
+def start_without_decoder(path: Path) -> MicroSam:
+    return start(model_type="vit_b", checkpoint=path, seed=0, with_decoder=False, emit=print).model
+
+
+def test_a_checkpoint_of_joint_training_has_a_prefix(model: MicroSam, tmp_path: Path) -> None:
+    state = exported(model)
+    state["model_state"] = {f"sam.{n}": t for n, t in state["model_state"].items()}
+    torch.save(state, tmp_path / "joint.pt")
+    assert same(load_checkpoint(tmp_path / "joint.pt").model, model)
+
+
+def test_the_first_decoders_are_read(make_sam: Callable[..., Any], tmp_path: Path) -> None:
+    model = make_sam(transposed=True)
+    torch.save(exported(model), tmp_path / "first.pt")
+    loaded = load_checkpoint(tmp_path / "first.pt").model
+    assert loaded.architecture.transposed and same(loaded, model)
+
+
+def test_a_model_directory_is_read(model: MicroSam, tmp_path: Path) -> None:
+    described = Description(model_type="vit_b_lm", architecture=model.architecture.to_dict())
+    save_model(model, described, tmp_path / "run" / "model")
+    for path in (tmp_path / "run", tmp_path / "run" / "model"):
+        loaded = load_checkpoint(path)
+        assert same(loaded.model, model)
+        assert loaded.model_type == "vit_b_lm"
+    with pytest.raises(WeightsError, match="holds no microsam model"):
+        load_checkpoint(tmp_path)
+
+
+def test_lora_in_a_file_is_merged(model: MicroSam, tmp_path: Path) -> None:
+    apply_peft(model, "lora", rank=3, blocks=(1,))
+    lora = model.sam.image_encoder.blocks[1].attn.qkv
+    torch.nn.init.normal_(lora.w_b_linear_q.weight)
+    torch.save(exported(model), tmp_path / "lora.pt")
+    loaded = load_checkpoint(tmp_path / "lora.pt").model
+    assert "qkv_proj" not in " ".join(loaded.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode(x), model.encode(x), rtol=1e-4, atol=1e-5)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_no_code_in_a_file_is_run(model: MicroSam, tmp_path: Path) -> None:
+    torch.save({**exported(model), "more": Payload(tmp_path / "ran")}, tmp_path / "evil.pt")
+    with pytest.raises(WeightsError, match=r"could run code: \w+\.system"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_training_checkpoint_says_how_to_export_it(
+    model: MicroSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trainer:
+        pass
+
+    Trainer.__module__, Trainer.__qualname__ = "torch_em.trainer", "Trainer"
+    module = types.ModuleType("torch_em.trainer")
+    module.Trainer = Trainer  # type: ignore[attr-defined]
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "torch_em", types.ModuleType("torch_em"))
+        patched.setitem(sys.modules, "torch_em.trainer", module)
+        torch.save({**exported(model), "init": Trainer()}, tmp_path / "best.pt")
+    with pytest.raises(WeightsError, match="training checkpoint of micro-SAM") as error:
+        load_checkpoint(tmp_path / "best.pt")
+    for function in ("export_custom_sam_model", "export_instance_segmentation_model"):
+        assert function in error.value.hint
+    assert str(tmp_path / "best.pt") in error.value.hint
+    unetr = {f"encoder.{n}": t for n, t in model.sam.image_encoder.state_dict().items()}
+    torch.save({"model_state": unetr}, tmp_path / "unetr.pt")
+    with pytest.raises(WeightsError, match="not exported"):
+        load_checkpoint(tmp_path / "unetr.pt")
+
+
+def test_what_is_no_model_is_an_error(model: MicroSam, tmp_path: Path) -> None:
+    def refused(reason: str, name: str) -> None:
+        with pytest.raises(WeightsError, match=reason) as error:
+            load_checkpoint(tmp_path / name)
+        assert name in str(error.value)
+
+    refused("is missing", "absent.pt")
+    (tmp_path / "noise.pt").write_bytes(b"no weights at all")
+    refused("is damaged|cannot be read", "noise.pt")
+    (tmp_path / "noise.safetensors").write_bytes(b"no weights at all")
+    refused("cannot be read", "noise.safetensors")
+    torch.save(exported(model), tmp_path / "cut.pt")
+    whole = (tmp_path / "cut.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    refused("is damaged|cannot be read", "cut.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    refused("no state dict", "list.pt")
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    refused("no model that can be started from", "other.pt")
+    state = exported(model)
+    del state["model_state"]["image_encoder.neck.2.weight"]
+    torch.save(state, tmp_path / "lacking.pt")
+    refused("neck.2.weight", "lacking.pt")
+
+
+def test_random_models_depend_on_the_seed_alone() -> None:
+    def made(seed: int) -> MicroSam:
+        loaded = start(model_type="tiny", checkpoint=None, seed=seed, with_decoder=True, emit=print)
+        assert loaded.bases == () and not loaded.new_decoder
+        return loaded.model
+
+    torch.manual_seed(1)
+    first = made(3)
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    assert same(first, made(3))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not same(first, made(4))
+
+
+def test_a_decoder_is_added_or_left_out(model: MicroSam, tmp_path: Path) -> None:
+    torch.save(model.sam.state_dict(), tmp_path / "sam.pth")
+    loaded = [
+        start(
+            model_type="vit_b",
+            checkpoint=tmp_path / "sam.pth",
+            seed=s,
+            with_decoder=True,
+            emit=print,
+        )
+        for s in (1, 1, 2)
+    ]
+    assert all(each.new_decoder and each.model.decoder is not None for each in loaded)
+    assert same(loaded[0].model, loaded[1].model)
+    assert not same(loaded[0].model, loaded[2].model)
+    assert loaded[0].model.architecture.unetr is not None
+    torch.save(exported(model), tmp_path / "exported.pt")
+    bare = start_without_decoder(tmp_path / "exported.pt")
+    assert bare.decoder is None and bare.architecture.unetr is None
+
+
+@pytest.fixture
+def site(
+    model: MicroSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, bytes]]:
+    """A server on loopback that has the tiny model in the place of ``vit_b_lm``."""
+    files: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked.append(self.path[1:])
+            body = files.get(self.path[1:])
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+    folder = tmp_path / "at"
+    folder.mkdir()
+    assert model.decoder is not None
+    torch.save(model.sam.state_dict(), folder / "vit_b_lm")
+    torch.save(model.decoder.state_dict(), folder / "vit_b_lm_decoder")
+    files.update({path.name: path.read_bytes() for path in folder.iterdir()})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def remote(name: str) -> Remote:
+        checksum = xxhash.xxh128(files[name]).hexdigest()
+        url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
+        return Remote(url=url, name=name, checksum=f"xxh128:{checksum}")
+
+    entry = Published(remote("vit_b_lm"), "CC-BY-4.0", remote("vit_b_lm_decoder"))
+    monkeypatch.setattr(weights, "PUBLISHED", {"vit_b_lm": entry})
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
+    files["asked"] = asked  # type: ignore[assignment]
+    yield files
+    server.shutdown()
+    thread.join()
+
+
+def test_a_published_model_is_downloaded_once(
+    site: dict[str, bytes], model: MicroSam, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    loaded = load_published("vit_b_lm", events.append)
+    assert same(loaded.model, model)
+    assert any(isinstance(event, Progress) for event in events)
+    cached = tmp_path / "cache" / "models"
+    assert sorted(p.name for p in cached.iterdir()) == ["vit_b_lm", "vit_b_lm_decoder"]
+    names = [(base.name, base.licence, len(base.sha256)) for base in loaded.bases]
+    assert names == [("vit_b_lm", "CC-BY-4.0", 64), ("vit_b_lm_decoder", "CC-BY-4.0", 64)]
+    load_published("vit_b_lm", events.append)
+    assert site["asked"] == ["vit_b_lm", "vit_b_lm_decoder"], "micro-SAM's own cache serves too"
+
+
+def test_a_file_that_is_not_as_published_is_refused(site: dict[str, bytes], tmp_path: Path) -> None:
+    cached = tmp_path / "cache" / "models" / "vit_b_lm"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"something else")
+    with pytest.raises(WeightsError, match="is not the file expected: its XXH128 is") as error:
+        load_published("vit_b_lm", print)
+    assert str(cached) in error.value.hint and "--checkpoint" in error.value.hint
+    assert cached.read_bytes() == b"something else"
+    cached.unlink()
+    site["vit_b_lm"] += b"changed on the way"
+    with pytest.raises(WeightsError, match="is not the file expected"):
+        load_published("vit_b_lm", print)
+    assert not cached.exists()
+
+
+def test_without_a_network_it_says_what_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
+    remote = Remote(url="http://127.0.0.1:9/vit_b", name="vit_b", checksum="xxh128:" + "0" * 32)
+    monkeypatch.setattr(weights, "PUBLISHED", {"vit_b": Published(remote, "Apache-2.0")})
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(WeightsError, match="cannot be downloaded") as error:
+        load_published("vit_b", lambda event: None)
+    assert str(tmp_path / "models" / "vit_b") in error.value.hint
+    assert remote.url in error.value.hint and "--checkpoint" in error.value.hint
+
+
+def test_models_that_are_not_published() -> None:
+    with pytest.raises(ConfigError, match="no published weights of 'tiny'"):
+        load_published("tiny", print)
+    with pytest.raises(ConfigError, match="mobile_sam"):  # before anything is downloaded
+        load_published("vit_t_lm", print)
+
+
+def test_every_model_that_is_not_random_is_published() -> None:
+    assert {*PUBLISHED} == {*MODEL_TYPES} - {*RANDOM}
+    assert [each.name for each in base_weights()] == [*PUBLISHED]
+    assert all(each.source.startswith("https://") and each.licence for each in base_weights())
+    for name, model in PUBLISHED.items():
+        assert model.weights.name == name, "as micro-SAM's cache has it"
+        assert (model.decoder is None) == (len(name) == 5)
+        assert Architecture.named(name).unetr is not None
+
+
+@pytest.mark.slow
+def test_files_and_checksums_are_those_of_micro_sam(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from micro_sam.util import models
+
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
+    theirs = models()
+    ours = [m.weights for m in PUBLISHED.values()]
+    ours += [m.decoder for m in PUBLISHED.values() if m.decoder is not None]
+    for remote in ours:
+        assert remote.checksum == theirs.registry[remote.name]
+        assert remote.url == theirs.urls[remote.name]
+    assert Path(theirs.path) == published.models_folder()
+    monkeypatch.delenv("MICROSAM_CACHEDIR")
+    assert Path(models().path) == published.models_folder()
