@@ -12,9 +12,10 @@ pytest.importorskip("torch")
 from cellseg.data import Tiling
 from cellseg.patches import PatchGrid
 from cellseg.testing import blobs
+from cellseg.torch.patches import ValidationPatches
+from cellseg_vista.calibrate import pieces
 from cellseg_vista.options import Vista2dOptions
-from cellseg_vista.patches import Targets, ValidationPatches
-from cellseg_vista.train import _tiles
+from cellseg_vista.patches import Targets
 
 
 class Unread:
@@ -36,7 +37,7 @@ def test_of_many_images_only_the_tiles_that_are_looked_at_are_read() -> None:
         lazy = {"image": Unread(sample.image), "labels": Unread(sample.labels)}
         samples.append(replace(sample, **lazy))
     tiles = ValidationPatches(
-        _tiles(samples, Tiling(core=(1, 512, 512))), Targets(Vista2dOptions(), 2, samples), 7
+        pieces(samples, Tiling(core=(1, 512, 512))), Targets(Vista2dOptions(), 2, samples), 7
     )
     assert len(tiles) == 7 and not any(sample.image.reads for sample in samples)
     assert {tiles[i]["image"].shape[-2:] for i in range(7)} == {(64, 64), (40, 512)}

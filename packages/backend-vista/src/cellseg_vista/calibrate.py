@@ -16,9 +16,9 @@ from cellseg.data import Dataset, Tiling
 from cellseg.metrics import overlaps, tally
 from cellseg.patches import PatchGrid
 from cellseg.torch.devices import memory_errors, resolve_device
+from cellseg.torch.patches import Grid
 from cellseg_vista.instances import PixelMaps, find_instances, pixel_maps
 from cellseg_vista.network import Network
-from cellseg_vista.patches import Grid
 from cellseg_vista.predict_options import USED, Method, VistaPredictOptions
 from cellseg_vista.scoring import NOTHING, is_dense, quality
 

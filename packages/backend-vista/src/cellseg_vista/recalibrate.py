@@ -12,10 +12,10 @@ from cellseg.classes import UNKNOWN, classes_of
 from cellseg.events import Note
 from cellseg.options import flag
 from cellseg.specs import CalibrateJob
+from cellseg.torch.patches import Grid
 from cellseg_vista.calibrate import PLANE, look, pieces, search
 from cellseg_vista.description import Description
 from cellseg_vista.network import Network
-from cellseg_vista.patches import Grid
 from cellseg_vista.predict import load
 from cellseg_vista.predict_options import VistaPredictOptions
 

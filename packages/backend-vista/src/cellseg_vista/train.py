@@ -14,6 +14,7 @@ from cellseg.files import remove_leftovers
 from cellseg.patches import PatchGrid, PatchSampler
 from cellseg.torch.devices import threads
 from cellseg.torch.loaders import Loaders
+from cellseg.torch.patches import TrainingPatches, ValidationPatches
 from cellseg.torch.training import fit
 from cellseg.torch.weights import seeded
 from cellseg_vista.calibrate import PLANE, calibrate, pieces
@@ -21,7 +22,7 @@ from cellseg_vista.description import Description
 from cellseg_vista.learner import VistaLearner
 from cellseg_vista.network import Architecture, Network, notes
 from cellseg_vista.options import VistaOptions
-from cellseg_vista.patches import Targets, TrainingPatches, ValidationPatches
+from cellseg_vista.patches import Targets
 from cellseg_vista.predict_options import (
     Vista2dPredictOptions,
     Vista3dPredictOptions,
