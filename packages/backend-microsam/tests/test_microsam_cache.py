@@ -23,6 +23,7 @@ from cellseg.patches import PatchGrid  # noqa: E402
 from cellseg.specs import TrainJob  # noqa: E402
 from cellseg.testing import blobs  # noqa: E402
 from cellseg.torch.loaders import Loaders  # noqa: E402
+from cellseg.torch.patches import ValidationPatches  # noqa: E402
 from cellseg.torch.training import fit  # noqa: E402
 from cellseg.torch.weights import seeded  # noqa: E402
 from cellseg_microsam.architecture import Architecture  # noqa: E402
@@ -36,7 +37,7 @@ from cellseg_microsam.fixed_patches import FixedPatches, Versions  # noqa: E402
 from cellseg_microsam.learner import MicrosamLearner  # noqa: E402
 from cellseg_microsam.model import MicroSam  # noqa: E402
 from cellseg_microsam.options import MicrosamOptions  # noqa: E402
-from cellseg_microsam.patches import Targets, ValidationPatches, as_tensor  # noqa: E402
+from cellseg_microsam.patches import Targets, as_tensor  # noqa: E402
 from cellseg_microsam.predict_options import MicrosamPredictOptions  # noqa: E402
 from cellseg_microsam.thresholds import resolve  # noqa: E402
 from cellseg_microsam.train import train  # noqa: E402

@@ -13,7 +13,7 @@ from cellseg.testing import BackendTests
 TINY: dict[str, Any] = {
     "model_type": "tiny",
     "patch_size": 64,
-    "patches_per_image": 4,
+    "patches_per_image": 2,
     "batch_size": 2,
     "learning_rate": 5e-3,
     "warmup_steps": 2,
@@ -28,8 +28,8 @@ _TOO_LARGE = (
 
 class TestInstances(BackendTests):
     backend = "microsam"
-    train_options: ClassVar[dict[str, Any]] = {**TINY, "patches_per_image": 8}
-    epochs = 12
+    train_options: ClassVar[dict[str, Any]] = {**TINY, "patches_per_image": 4}
+    epochs = 24
     expected_failures: ClassVar[dict[str, str]] = {"test_tiled_equals_untiled": _TOO_LARGE}
 
 
@@ -78,9 +78,3 @@ class TestLora(_Training):
     """Its updates are merged into plain weights."""
 
     train_options: ClassVar[dict[str, Any]] = {**TINY, "peft": "lora"}
-
-
-class TestAdaptformer(_Training):
-    """Its updates cannot be merged."""
-
-    train_options: ClassVar[dict[str, Any]] = {**TINY, "peft": "adaptformer"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,15 @@ from cellseg.classes import UNKNOWN, encoded  # noqa: E402
 from cellseg.data import Sample  # noqa: E402
 from cellseg.errors import ConfigError, DivergedError, InterruptedRunError  # noqa: E402
 from cellseg.events import Note, Progress, Validated  # noqa: E402
-from cellseg.normalise import Normaliser, normalised  # noqa: E402
 from cellseg.plugins import Plugins  # noqa: E402
 from cellseg.specs import PredictorSpec, Trained, TrainJob  # noqa: E402
 from cellseg.testing import blobs  # noqa: E402
 from cellseg.torch.weights import save_weights, seeded  # noqa: E402
 from cellseg_microsam.architecture import Architecture  # noqa: E402
 from cellseg_microsam.description import Description  # noqa: E402
-from cellseg_microsam.learner import MicrosamLearner  # noqa: E402
 from cellseg_microsam.model import MicroSam  # noqa: E402
 from cellseg_microsam.options import MicrosamOptions  # noqa: E402
-from cellseg_microsam.patches import Targets, as_tensor  # noqa: E402
-from cellseg_microsam.predict_options import MicrosamPredictOptions  # noqa: E402
 from cellseg_microsam.stored import load_model  # noqa: E402
-from cellseg_microsam.thresholds import resolve  # noqa: E402
 from cellseg_microsam.train import train  # noqa: E402
 
 TINY: dict[str, Any] = {
@@ -227,6 +221,8 @@ def test_all_parts_learn_but_answers_that_are_never_the_best(mode: str, tmp_path
     trained, _ = run(after)
     old, new = weights(before), weights(after)
     still = {name for name in trained.trainable if torch.equal(old[name], new[name])}
+    # What the bias of the keys adds to all logits alike, the softmax takes away.
+    still = {name for name in still if not name.endswith("k_proj.bias")}
     assert all("output_hypernetworks_mlps" in name for name in still)
 
 
@@ -302,146 +298,12 @@ def test_weights_come_from_the_file_and_a_decoder_is_added(tmp_path: Path) -> No
     assert trained.base_weights[0].name == "plain.safetensors"
 
 
-# The steps
-
-
-def learner(mode: str, seed: int = 0, **changes: Any) -> MicrosamLearner:
-    chosen = options(mode=mode, **changes)
-    with seeded(seed):
-        model = MicroSam(Architecture.named("tiny"))
-    segmenting = resolve(MicrosamPredictOptions(), "ais", "tiny")
-    return MicrosamLearner(model, chosen, model.frame((32, 32), 32), segmenting).train()
-
-
-def batch(mode: str, *indices: int, empty: bool = False) -> dict[str, Any]:
-    make = Targets(options(mode=mode))
-    items = []
-    for index in indices:
-        sample = blobs(index, (1, 32, 32), 0 if empty else 3)
-        image, labels = np.asarray(sample.image), np.asarray(sample.labels)
-        items.append({"image": as_tensor(image), **make(labels[0], index)})
-    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
-
-
-@pytest.mark.parametrize("mode", ["full", "interactive", "instances", "decoder"])
-@pytest.mark.parametrize("empty", [False, True])
-def test_every_parameter_gets_a_finite_gradient(mode: str, empty: bool) -> None:
-    """Also those that a step has no use for: several devices wait for them."""
-    prompted = mode in ("full", "interactive")
-    module = learner(mode, **({"mask_probability": 0.0} if prompted else {}))
-    losses = module.training_step(batch(mode, 0, 1, empty=empty))
-    losses["loss"].backward()
-    assert all(torch.isfinite(value) for value in losses.values())
-    for name, parameter in module.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    held = {id(each) for each in module.parameters()}
-    assert all(each.grad is None for each in module.model.parameters() if id(each) not in held)
-
-
-def test_a_batch_is_encoded_once_for_all_that_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: list[int] = []
-    module = learner("full")
-    encode = module.model.encode
-    monkeypatch.setattr(module.model, "encode", lambda x: counts.append(len(x)) or encode(x))
-    module.training_step(batch("full", 0, 1))
-    assert counts == [2]
-
-
-def test_batches_begin_with_points_and_boxes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = learner("interactive")
-    seen: list[bool] = []
-    prompting = module._prompting
-
-    def watched(*given: Any, by_boxes: bool, **more: Any) -> Any:
-        seen.append(by_boxes)
-        return prompting(*given, by_boxes=by_boxes, **more)
-
-    module._prompting = watched  # type: ignore[assignment]
-    for first in (0, 2, 4, 6):  # two images in a batch
-        module.training_step(batch("interactive", first, first + 1))
-    assert seen == [False, True, False, True]
-
-
-def test_a_step_depends_on_nothing_but_the_seed_that_torch_has() -> None:
-    module = learner("full").eval()
-
-    def losses(seed: int) -> dict[str, float]:
-        np.random.default_rng().random()
-        torch.manual_seed(seed)
-        return {n: float(v) for n, v in module.training_step(batch("full", 0, 1)).items()}
-
-    assert losses(5) == losses(5)
-    assert losses(5)["loss_mask"] != losses(6)["loss_mask"]
-
-
-def test_validation_always_asks_the_same() -> None:
-    module = learner("full").eval()
-    with torch.no_grad():
-        once = module.validation_step(batch("full", 3))
-        torch.manual_seed(99)
-        assert module.validation_step(batch("full", 3)) == once
-
-
-def test_validation_of_right_maps_and_of_an_empty_patch(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = learner("instances").eval()
-    item = batch("instances", 3)
-    monkeypatch.setattr(module, "maps", lambda embeddings: item["maps"])
-    with torch.no_grad():
-        right = module.validation_step(item)
-        assert right["score"] == (pytest.approx(1.0), 1.0)
-        assert right["f1@0.5"][0] == right["f1@0.5"][1] > 0
-        item = batch("instances", 3, empty=True)
-        nothing = module.validation_step(item)
-    assert nothing["score"] == (0.0, 0.0) and nothing["f1@0.5"] == (0.0, 0.0)
-
-
-def test_recomputing_changes_no_gradient() -> None:
-    gradients = []
-    for again in (False, True):
-        module = learner("full", recompute=again)
-        torch.manual_seed(0)
-        module.training_step(batch("full", 0, 1))["loss"].backward()
-        gradients.append({n: p.grad for n, p in module.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
-
-
-def test_frozen_parts_stay_in_evaluation() -> None:
-    module = learner("decoder")
-    assert module.parts["decoder"].training
-    assert not module.model.sam.image_encoder.training
-    assert not any(p.requires_grad for p in module.model.sam.parameters())
-
-
 # The data
-
-
-def test_images_of_two_channels_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="2 channels") as error:
-        run(make_job(tmp_path, train=[blobs(1, channels=2)]))
-    assert "--channels" in (error.value.hint or "")
 
 
 def test_images_of_three_channels_are_taken(tmp_path: Path) -> None:
     samples = [blobs(1, channels=3)]
     run(make_job(tmp_path, train=samples, val=[blobs(2, channels=3)]))
-
-
-@pytest.mark.parametrize(
-    ("method", "scale", "refused"),
-    [("z-score", 1, True), ("none", 1, True), ("none", 0.25, False), ("min-max", 1, False)],
-)
-def test_images_are_normalised_to_what_segment_anything_takes(
-    method: Any, scale: float, refused: bool, tmp_path: Path
-) -> None:
-    sample = blobs(1)
-    sample = replace(sample, image=np.clip(sample.image * scale + 0.4, 0, None))
-    job = make_job(tmp_path, train=[normalised(sample, Normaliser(method=method))], val=[])
-    if refused:
-        with pytest.raises(ConfigError, match=f"--normalise {method}"):
-            run(job)
-    else:
-        run(job)
 
 
 def classes(seed: int) -> Sample:
@@ -495,16 +357,6 @@ def test_an_export_is_checked_before_and_written_after(
     run(replace(job, epochs=2))  # a prolonged run replaces its own
 
 
-def test_a_folder_that_cannot_be_written_is_told_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = {"model_type": "vit_b", "export_path": tmp_path / "deep" / "out.pt"}
-    job = make_job(tmp_path / "run", **changes)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ConfigError, match=r"--export-path: .* cannot be written"):
-        run(job)
-
-
 def test_what_micro_sam_cannot_read_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no network like 'tiny'"):
         run(make_job(tmp_path, export_path=tmp_path / "a.pt"))
@@ -517,9 +369,8 @@ def test_a_training_that_explodes_is_told(tmp_path: Path) -> None:
     assert "--learning-rate" in (error.value.hint or "")
 
 
-@pytest.mark.parametrize("mode", ["full", "interactive"])
-def test_interrupted_after_any_step_it_ends_the_same(mode: str, tmp_path: Path) -> None:
-    changes = {"mode": mode, "epochs": 2, "accumulate": 2, "batch_size": 1, "mask_probability": 0.5}
+def test_interrupted_after_any_step_it_ends_the_same(tmp_path: Path) -> None:
+    changes = {"mode": "full", "epochs": 2, "accumulate": 2, "batch_size": 1}
     whole, parts = make_job(tmp_path / "a", **changes), make_job(tmp_path / "b", **changes)
     run(whole)
     asked = iter([False, True, True, False])

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from cellseg.errors import InterruptedRunError, StorageError
 from cellseg.events import Emit, Note
 from cellseg.files import remove, storage_errors, write_atomic
+from cellseg.torch.patches import Item, ValidationPatches
 from cellseg_microsam.fixed_patches import FixedPatches, Versions
-from cellseg_microsam.patches import Item, Targets, ValidationPatches, as_tensor
+from cellseg_microsam.patches import Targets, as_tensor
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 """Images ``(n, c, y, x)`` to embeddings ``(n, channels, grid, grid)`` on the CPU."""
@@ -229,7 +230,7 @@ class CachedPatches:
 
     def __getitem__(self, index: int) -> Item:
         embedding, labels = self._store.get(self.version(index))
-        return {"embedding": embedding, **self._make(labels, index)}
+        return {"embedding": embedding, **self._make.of(labels, index)}
 
 
 class CachedValidation:

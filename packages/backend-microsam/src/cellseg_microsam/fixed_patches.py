@@ -15,8 +15,8 @@ from cellseg.data import Dataset
 from cellseg.errors import DataError
 from cellseg.patches import Patch, PatchGrid
 from cellseg.splits import weighted
+from cellseg.torch.patches import ValidationPatches
 from cellseg_microsam.options import MicrosamOptions
-from cellseg_microsam.patches import ValidationPatches
 
 _GOLDEN = (5**0.5 - 1) / 2
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
@@ -120,10 +119,16 @@ class Prompting:
         self, embedding: Tensor, prompts: Prompts, *, multimask: bool
     ) -> tuple[Tensor, Tensor]:
         given = prompts.in_square(self._frame)
-        answer = partial(self._model.answer, multimask=multimask, **given)
-        if self._options.recompute and torch.is_grad_enabled():
-            answered: tuple[Tensor, Tensor] = checkpoint(answer, embedding, use_reentrant=False)
+
+        def answer(embedding: Tensor) -> tuple[Tensor, Tensor]:
+            answered: tuple[Tensor, Tensor] = self._model.answer(
+                embedding, multimask=multimask, **given
+            )
             return answered
+
+        if self._options.recompute and torch.is_grad_enabled():
+            again: tuple[Tensor, Tensor] = checkpoint(answer, embedding, use_reentrant=False)
+            return again
         return answer(embedding)
 
 

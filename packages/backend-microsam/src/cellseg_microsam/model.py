@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: TID253
 from cellseg.errors import ConfigError
 from cellseg.torch.attention import fold_attention
 from cellseg.torch.frames import Frame
+from cellseg_microsam.answering import decode_masks
 from cellseg_microsam.architecture import Architecture
 from cellseg_microsam.guard import check_segment_anything
 from cellseg_microsam.unetr import UnetrDecoder
@@ -46,6 +47,7 @@ class MicroSam(nn.Module):
                 architecture.out_channels, architecture.unetr, transposed=architecture.transposed
             )
         )
+        self._positions: tuple[Any, Tensor] | None = None
         self.recompute = False
         """Whether the blocks of the image encoder are computed again in the backward pass instead
         of keeping what they computed (Chen et al., arXiv:1604.06174)."""
@@ -149,13 +151,25 @@ class MicroSam(nn.Module):
         sparse, dense = self.sam.prompt_encoder(
             points=None if points is None else (points, labels), boxes=boxes, masks=masks
         )
-        return self.sam.mask_decoder(
-            image_embeddings=embedding,
-            image_pe=self.sam.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
+        return decode_masks(
+            self.sam.mask_decoder,
+            embedding,
+            self._encoded_positions(),
+            sparse,
+            dense[:1] if masks is None else dense,
+            multimask=multimask,
         )
+
+    def _encoded_positions(self) -> Tensor:
+        """Where the pixels of the embedding lie, encoded, ``(1, out_channels, grid, grid)``;
+        computed once for the weights that there are."""
+        encoder = self.sam.prompt_encoder
+        matrix = encoder.pe_layer.positional_encoding_gaussian_matrix
+        key = (matrix.device, matrix.data_ptr(), matrix._version)
+        if self._positions is None or self._positions[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._positions = key, encoder.get_dense_pe()
+        return self._positions[1]
 
 
 def _build(architecture: Architecture) -> Sam:

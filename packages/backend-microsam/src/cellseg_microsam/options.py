@@ -105,6 +105,9 @@ class MicrosamOptions(TorchOptions, PatchOptions, AugmentOptions):
     patch_size: int = Field(512, ge=16, le=16384)
     """Height and width of a training patch in pixels; smaller images are padded. Prediction cuts
     tiles of this size, so that cells look as large as they did in training."""
+    min_instance_size: int = Field(25, ge=1)
+    """Pixels that an object must have inside the patch to count for --min-instances. Smaller pieces
+    are taken neither for objects nor for background: nothing is learned from them."""
     batch_size: int = Field(1, ge=1)
     """Patches in a batch, on each device."""
     learning_rate: float = Field(1e-5, gt=0)
