@@ -81,7 +81,7 @@ def main() -> None:
     ratio = slowest / seconds["bare train --help"]
     result("startup_train_help_ratio", ratio, "<=1.5", ratio <= 1.5)
     if peer is None:
-        print(f"{PEER} is not on the PATH: uv run --group bench python benchmarks/startup.py")
+        print(f"{PEER} is not on the PATH: uv run python benchmarks/startup.py")
         result("startup_peer_ratio", float("nan"), ">=25", False)
     else:
         ratio = seconds[f"{PEER} --help"] / slowest

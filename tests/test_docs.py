@@ -119,8 +119,11 @@ def test_documented_commands_are_understood(command: str) -> None:
     words = shlex.split(command)[1:]
     if words[0].startswith("-"):
         return
-    at = words.index("--backend") if "--backend" in words else len(words)
-    parsed: Any = typer.main.get_command(make_app([words[0], *words[at : at + 2]]))
+    line = [words[0]]
+    for choice in ("--backend", "--reader"):  # which bring flags of their own
+        at = words.index(choice) if choice in words else len(words)
+        line += words[at : at + 2]
+    parsed: Any = typer.main.get_command(make_app(line))
     page = parsed.commands[words[0]]
     while hasattr(page, "commands") and len(words) > 1 and words[1] in page.commands:
         words, page = words[1:], page.commands[words[1]]

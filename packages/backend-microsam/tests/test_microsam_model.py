@@ -162,6 +162,49 @@ def test_prompts_are_answered_as_segment_anything_does(
         model.answer(predictor.features, points=placed, multimask=True)
 
 
+@pytest.mark.parametrize("prompts", [1, 3])
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_answers_have_the_gradients_of_segment_anythings(
+    model: MicroSam, prompts: int, with_mask: bool
+) -> None:
+    decoder, encoder = model.sam.mask_decoder, model.sam.prompt_encoder
+    points, labels = 64 * torch.rand(prompts, 2, 2), torch.tensor([[1, 0]] * prompts)
+    masks = torch.randn(prompts, 1, 16, 16) if with_mask else None
+    weights, found = torch.randn(prompts, 3, 16, 16), []
+    given = torch.randn(1, 32, 4, 4)
+    for ours in (True, False):
+        embedding = given.clone().requires_grad_()
+        model.zero_grad()
+        if ours:
+            asked = {"points": points, "labels": labels, "masks": masks}
+            logits, iou = model.answer(embedding, **asked, multimask=True)
+        else:
+            sparse, dense = encoder((points, labels), None, masks)
+            logits, iou = decoder(embedding, encoder.get_dense_pe(), sparse, dense, True)
+        ((logits * weights).sum() + iou.sum()).backward()
+        parameters = [*decoder.named_parameters(), *encoder.named_parameters()]
+        grads = {name: p.grad.clone() for name, p in parameters if p.grad is not None}
+        found.append((embedding.grad, grads))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-4)
+    for name, expected in found[1][1].items():
+        if name in found[0][1]:
+            torch.testing.assert_close(found[0][1][name], expected, rtol=1e-3, atol=1e-4, msg=name)
+        else:
+            assert not expected.any(), f"{name} has no part in the answer"
+
+
+def test_positions_follow_the_weights(model: MicroSam, make_sam: Callable[..., Any]) -> None:
+    asked = {"points": torch.full((1, 1, 2), 30.0), "labels": torch.ones(1, 1), "multimask": True}
+    embedding = torch.randn(1, 32, 4, 4)
+    with torch.inference_mode():
+        before = model.answer(embedding, **asked)[0]
+    other = make_sam(seed=2)
+    model.load_state_dict(other.state_dict())
+    found = model.answer(embedding, **asked)[0]  # with a gradient, after inference
+    torch.testing.assert_close(found, other.answer(embedding, **asked)[0])
+    assert not torch.equal(found, before)
+
+
 def test_maps_have_the_size_of_the_image(model: MicroSam) -> None:
     frame = model.frame((40, 90))
     with torch.no_grad():

@@ -100,9 +100,10 @@ def _look(attention: Any, tokens: Tensor, placed: Tensor, image: Tensor) -> Tens
         found = F.scaled_dot_product_attention(together, k, v)
         found = found[0].unflatten(1, (p, n)).transpose(0, 1)
     else:
-        # What the bias of the keys adds is the same for all pixels, and vanishes.
-        asked = q * d**-0.5 @ _by_head(attention, attention.k_proj.weight)
-        weights = torch.softmax(asked.flatten(1, 2) @ placed.transpose(1, 2), dim=-1)
+        q = q * d**-0.5
+        asked = (q @ _by_head(attention, attention.k_proj.weight)).flatten(1, 2)
+        offset = q @ attention.k_proj.bias.unflatten(0, (heads, d, 1))
+        weights = torch.softmax(asked @ placed.transpose(1, 2) + offset.flatten(1, 2), dim=-1)
         seen = (weights @ image).unflatten(1, (heads, n))
         bias = attention.v_proj.bias.unflatten(0, (heads, 1, d))
         found = seen @ _by_head(attention, attention.v_proj.weight).transpose(1, 2) + bias
