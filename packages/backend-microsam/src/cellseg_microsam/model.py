@@ -165,6 +165,8 @@ class MicroSam(nn.Module):
         computed once for the weights that there are."""
         encoder = self.sam.prompt_encoder
         matrix = encoder.pe_layer.positional_encoding_gaussian_matrix
+        if matrix.is_inference():  # then nothing tells whether it was changed
+            return encoder.get_dense_pe()
         key = (matrix.device, matrix.data_ptr(), matrix._version)
         if self._positions is None or self._positions[0] != key:
             with torch.inference_mode(False), torch.no_grad():
