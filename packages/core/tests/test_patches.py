@@ -330,3 +330,8 @@ def test_the_patches_are_pinned() -> None:
         sampler = PatchSampler(weighty, (1, 64, 64), min_instance_size=10, seed=5)
         places = [(p.name, p.corner) for p in map(sampler.patch, range(6))]
         assert places == expected
+
+
+def test_an_id_may_exceed_the_number_of_voxels():
+    index = ObjectIndex.of(np.array([[[0, 34853, 5]]], np.uint32))
+    assert dict(zip(index.ids.tolist(), index.sizes.tolist(), strict=True)) == {5: 1, 34853: 1}

@@ -129,7 +129,8 @@ def _in_block(
     block = as_ids(block, name)
     highest = int(fastremap.minmax(block)[1])
     names: NDArray[np.uint32] | None = None
-    if highest > max(block.size // 8, 1 << 16):
+    # cc3d counts no ids beyond the number of voxels, and wastes memory on large ones below it.
+    if highest > min(block.size, max(block.size // 8, 1 << 16)):
         block, mapping = fastremap.renumber(block, in_place=False)
         names = np.zeros(len(mapping) + 1, np.uint32)
         names[list(mapping.values())] = list(mapping.keys())

@@ -24,7 +24,13 @@ from cellseg.runs import FILE as RUN_FILE
 from cellseg.runs import RunDir
 from cellseg.specs import CalibrateJob, DatasetSpec, PredictorSpec
 from cellseg.workflows.calibrate_settings import CalibrateSettings
-from cellseg.workflows.models import check_images, is_volumetric, predictor_for, tiling_for
+from cellseg.workflows.models import (
+    as_trained,
+    check_images,
+    is_volumetric,
+    predictor_for,
+    tiling_for,
+)
 from cellseg.workflows.predict_objects import normaliser_of
 from cellseg.workflows.predict_settings import PredictSettings
 from cellseg.workflows.train import MOST_KINDS, samples_of
@@ -236,9 +242,7 @@ def _labelled(
     reading: Mapping[str, object],
     bundle: Bundle | None,
 ) -> list[Sample]:
-    wanted = dict(reading)
-    if bundle and bundle.channel_selection and "channels" in reader.options.model_fields:
-        wanted.setdefault("channels", bundle.channel_selection)
+    wanted = as_trained(reading, reader, bundle)
     return list(open_dataset(plugins, data, reader.name, wanted, labelled=True))
 
 

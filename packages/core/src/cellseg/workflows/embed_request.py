@@ -27,7 +27,14 @@ from cellseg.workflows.embed_labels import (
     refuse_none,
 )
 from cellseg.workflows.embed_settings import EmbedSettings
-from cellseg.workflows.models import check_images, is_volumetric, predictor_for, tiling_for
+from cellseg.workflows.models import (
+    as_trained,
+    check_images,
+    identity_of,
+    is_volumetric,
+    predictor_for,
+    tiling_for,
+)
 from cellseg.workflows.predict_objects import normaliser_of
 
 _FREE = {"output", "overwrite", "batch_size", "device", "resume"}
@@ -86,10 +93,7 @@ def resolve(
     tiling = tiling_for(settings, bundle, predictor, volumetric)
     reader = reader_for(plugins, images, settings.reader)
     given = unaliased(reader_options, reader.aliases)
-    reading = dict(given)
-    if bundle and bundle.channel_selection and "channels" in reader.options.model_fields:
-        reading.setdefault("channels", bundle.channel_selection)
-    parsed_reading = parse(reader.options, reading, reader.name)
+    parsed_reading = parse(reader.options, as_trained(given, reader, bundle), reader.name)
     if settings.labels is not None:
         for name in _IDLE:
             if name in given:
@@ -115,19 +119,10 @@ def resolve(
         found = labels_inside(parsed_reading, selection.items)
     refuse_none(images, selection.items, found)
     pairs = list(zip(selection.items, found, strict=True))
-    identity: dict[str, object] = {"images": str(images.resolve())}
-    identity |= settings.model_dump(mode="json", exclude=_FREE)
-    identity |= {
-        "backend": predictor.name,
-        "model": str(model.resolve()) if model else None,
-        "weights": bundle.weights if bundle else None,
-        "reader": reader.name,
-    }
-    identity |= {f"option {k}": v for k, v in parsed.model_dump(mode="json").items()}
-    identity |= {f"reader option {k}": v for k, v in parsed_reading.model_dump(mode="json").items()}
-    identity["image names and shapes"] = [
-        [item.name, *item.plan.shape, len(item.frames)] for item in selection.items
-    ]
+    identity = settings.model_dump(mode="json", exclude=_FREE)
+    identity |= identity_of(
+        images, selection.items, (predictor, model, bundle), reader, parsed, parsed_reading
+    )
     return Request(
         settings=settings,
         images=images,

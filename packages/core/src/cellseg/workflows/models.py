@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from cellseg.bundle import Bundle
 from cellseg.data import Dataset, Tiling
+from cellseg.engine.items import Item
 from cellseg.errors import DataError, UsageError
+from cellseg.options import Options
 from cellseg.plugins import Plugins
-from cellseg.specs import PredictorSpec
+from cellseg.specs import DatasetSpec, PredictorSpec
 
 
 class ModelSettings(Protocol):
@@ -93,6 +96,48 @@ def check_images(samples: Dataset, images: Path, bundle: Bundle | None) -> None:
                 f"trained with {bundle.channels}.",
                 hint="Pick as many with --channels.",
             )
+
+
+def as_trained(
+    reading: Mapping[str, object], reader: DatasetSpec[Any], bundle: Bundle | None
+) -> dict[str, object]:
+    """Options of a reader, and the channels of the training where none are given."""
+    if bundle and bundle.channel_selection and "channels" in reader.options.model_fields:
+        return {"channels": bundle.channel_selection, **reading}
+    return dict(reading)
+
+
+def identity_of(
+    images: Path,
+    items: Sequence[Item],
+    model: tuple[PredictorSpec[Any], Path | None, Bundle | None],
+    reader: DatasetSpec[Any],
+    options: Options,
+    reading: Options,
+) -> dict[str, object]:
+    """What must be the same when a job is resumed: images, model, reader, and their options.
+
+    Args:
+        images: the path that was given.
+        items: what the reader found there.
+        model: its predictor, its directory and its bundle.
+        reader: of the images.
+        options: of the predictor.
+        reading: of the reader.
+    """
+    predictor, directory, bundle = model
+    return {
+        "images": str(images.resolve()),
+        "backend": predictor.name,
+        "model": str(directory.resolve()) if directory else None,
+        "weights": bundle.weights if bundle else None,
+        "reader": reader.name,
+        **{f"option {k}": v for k, v in options.model_dump(mode="json").items()},
+        **{f"reader option {k}": v for k, v in reading.model_dump(mode="json").items()},
+        "image names and shapes": [
+            [item.name, *item.plan.shape, len(item.frames)] for item in items
+        ],
+    }
 
 
 def is_volumetric(predictor: PredictorSpec[Any], bundle: Bundle | None) -> bool:

@@ -19,7 +19,14 @@ from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import describe, reader_for
 from cellseg.specs import PredictJob
-from cellseg.workflows.models import check_images, is_volumetric, predictor_for, tiling_for
+from cellseg.workflows.models import (
+    as_trained,
+    check_images,
+    identity_of,
+    is_volumetric,
+    predictor_for,
+    tiling_for,
+)
 from cellseg.workflows.predict_objects import (
     hole_notes,
     linking_notes,
@@ -160,9 +167,7 @@ def _resolve(
     if not images.exists():
         raise DataError(f"There is nothing at {images}.")
     reader = reader_for(plugins, images, settings.reader)
-    reading = unaliased(reader_options, reader.aliases)
-    if bundle and bundle.channel_selection and "channels" in reader.options.model_fields:
-        reading.setdefault("channels", bundle.channel_selection)
+    reading = as_trained(unaliased(reader_options, reader.aliases), reader, bundle)
     parsed_reading = parse(reader.options, reading, reader.name)
     samples = reader.open(images, parsed_reading, False)
     check_images(samples, images, bundle)
@@ -193,21 +198,11 @@ def _resolve(
         refinement=refinement,
         prompts=prompts,
     )
-    request: dict[str, object] = {"images": str(images.resolve())}
-    request |= settings.model_dump(mode="json", exclude=set(_FREE))
-    request |= {
-        "backend": predictor.name,
-        "model": str(model.resolve()) if model else None,
-        "weights": bundle.weights if bundle else None,
-        "prompts": shown,
-        "reader": reader.name,
-        "format": list(formats),
-    }
-    request |= {f"option {k}": v for k, v in parsed.model_dump(mode="json").items()}
-    request |= {f"reader option {k}": v for k, v in parsed_reading.model_dump(mode="json").items()}
-    request["image names and shapes"] = [
-        [item.name, *item.plan.shape, len(item.frames)] for item in items
-    ]
+    request = settings.model_dump(mode="json", exclude=set(_FREE))
+    request |= identity_of(
+        images, items, (predictor, model, bundle), reader, parsed, parsed_reading
+    )
+    request |= {"prompts": shown, "format": list(formats)}
     return recipe, items, request
 
 
