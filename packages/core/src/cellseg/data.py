@@ -101,6 +101,34 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One object that shows what to look for, or what to leave alone. It lies in one plane."""
+
+    mask: NDArray[np.bool_] | None = None
+    """``(y, x)``, cut to its box; None where only a point on the object is known."""
+    corner: ZYX = (0, 0, 0)
+    """Where the first pixel of the mask lies in the image, or which pixel the point lies in."""
+    point: tuple[float, float] | None = None
+    """``(y, x)``, continuous, in pixels of the image, where there is no mask."""
+    kind: int = 1
+    """Its class, an index into the names of the classes, ``background`` being 0."""
+    positive: bool = True
+    """Whether such objects are looked for, or to be left alone."""
+    where: str = ""
+    """How messages call it: the file and the feature."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleImage:
+    """An image, or a frame of a movie, in which examples lie. Other objects in it are not shown."""
+
+    sample: Sample
+    """Without labels; its image normalised by core."""
+    examples: tuple[Example, ...]
+    """At least one; sorted by plane, y and x, whatever their order in the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
     """A piece of an image as a predictor sees it, halo included, normalised by core."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar
 
-from cellseg.data import Dataset, Features, Segmentation, Tile, Tiling
+from cellseg.data import Dataset, ExampleImage, Features, Segmentation, Tile, Tiling
 from cellseg.events import Emit
 from cellseg.options import NoOptions, Options
 
@@ -61,6 +61,12 @@ class TrainJob(Generic[OptionsT]):
     """Directory for the trained weights; a predictor gets it back verbatim."""
     previews: Path
     """Directory for pictures of what the current weights do."""
+    examples: tuple[ExampleImage, ...] = ()
+    """What to look for, for trainers that learn from a few examples; these get no ``train`` and no
+    ``val``. Not empty then."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of the examples by number, ``background`` first; empty where they are of
+    one class without a name."""
     interrupted: Callable[[], bool] = _never
     """Ask after each step. True means: save a checkpoint and raise ``InterruptedRunError``."""
 
@@ -159,6 +165,9 @@ class TrainerSpec(Spec[OptionsT]):
     """Trains, resumes where ``job.checkpoint`` is not empty, and fills ``job.model``."""
     tasks: frozenset[Task] = frozenset({"2d"})
     """What the model is for."""
+    examples: bool = False
+    """Whether it learns from a few examples (``TrainJob.examples``) instead of labelled images, in
+    one go; then ``cellseg predict --examples`` does both."""
     weights: tuple[BaseWeights, ...] = ()
     """Published weights that it can start from."""
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)

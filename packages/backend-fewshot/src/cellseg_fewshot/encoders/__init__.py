@@ -1,0 +1,1 @@
+"""What sees images: one module for each kind of encoder."""
