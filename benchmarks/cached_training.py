@@ -41,8 +41,8 @@ from cellseg.events import Validated
 from cellseg.synthetic import make_image
 from cellseg.torch.frames import Frame
 from cellseg.torch.optimisation import make_optimiser
+from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.weights import seeded
-from cellseg_microsam.architecture import Architecture
 from cellseg_microsam.cache import Store
 from cellseg_microsam.learner import MicrosamLearner
 from cellseg_microsam.losses import maps_loss

@@ -2,54 +2,35 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def make_sam() -> Callable[..., Any]:
-    """``make_sam(seed=1, sharp=False, **architecture)``: a ``MicroSam`` of about 0.1 M weights, set
-    to evaluation, with a square of 64 pixels and a grid of 4 x 4; ``sharp`` ones have masks as
-    stable as trained ones."""
-    torch = pytest.importorskip("torch")
-    from cellseg_microsam.architecture import Architecture
+    """``make_sam(seed=1, sharp=False, **architecture)``: a ``MicroSam`` of ``small_architecture``
+    with a decoder, set to evaluation; ``sharp`` ones have masks as stable as trained ones."""
+    pytest.importorskip("torch")
+    from sam_fakes import draw_weights, sharpen, small_architecture
+
     from cellseg_microsam.model import MicroSam
 
     def make(seed: int = 1, sharp: bool = False, **sizes: Any) -> MicroSam:
-        architecture = Architecture(
-            **{
-                "embed_dim": 32,
-                "depth": 2,
-                "heads": 2,
-                "global_attention": (1,),
-                "window": 2,
-                "patch": 16,
-                "side": 64,
-                "out_channels": 32,
-                "mlp_ratio": 2.0,
-                "mask_channels": 4,
-                "decoder_mlp": 64,
-                "iou_depth": 2,
-                "iou_hidden": 32,
-                "unetr": (32, 16, 8, 4),
-                **sizes,
-            }
-        )
-        model = MicroSam(architecture).eval()
-        for name, values in model.state_dict().items():
-            if values.ndim > 1 and "pixel_" not in name:
-                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-                drawn = torch.randn(values.shape, generator=generator)
-                values.copy_(drawn / (values.numel() / len(values)) ** 0.5)
-            elif name.endswith("bias"):
-                values.zero_()
+        model = MicroSam(small_architecture(**{"unetr": (32, 16, 8, 4), **sizes})).eval()
+        draw_weights(model, seed)
         if sharp:
-            for network in model.sam.mask_decoder.output_hypernetworks_mlps:
-                for parameter in network.layers[-1].parameters():
-                    parameter.data.mul_(1000)
+            sharpen(model)
         return model
 
     return make

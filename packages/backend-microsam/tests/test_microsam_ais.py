@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from scipy.ndimage import gaussian_filter, label
 
+from cellseg.torch.sam.model_types import MODEL_TYPES
 from cellseg_microsam.ais import Smoothed, find_instances, smoothed
-from cellseg_microsam.model_types import MODEL_TYPES
 from cellseg_microsam.predict_options import USED, MicrosamPredictOptions, Mode
 from cellseg_microsam.thresholds import Resolved, resolve
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from cellseg.torch.masks import FoundMask
-from cellseg_microsam.amg import chosen, decoder, find_instances
+from cellseg_microsam.amg import chosen, decoder, find_instances, propose, selected
 from cellseg_microsam.predict_options import MicrosamPredictOptions
 from cellseg_microsam.prompted import Prompted
-from cellseg_microsam.proposals import Proposals
 from cellseg_microsam.thresholds import Resolved, resolve
 
 OPEN = {
@@ -29,12 +28,9 @@ Make = Callable[..., Prompted]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _without_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-    torch.set_num_threads(before)
 
 
 def resolved(**values: Any) -> Resolved:
@@ -122,7 +118,7 @@ def test_thresholds_and_sizes_leave_masks_out(prompted: Make) -> None:
 def test_kept_proposals_give_what_asking_anew_gives(size: tuple[int, int], prompted: Make) -> None:
     """For any thresholds from the lowest on."""
     image = prompted(size)
-    kept = Proposals.of(image, 0.0, 0.2)
+    kept = propose(image, 0.0, 0.2)
     _, iou = decoder(image)(torch.rand(64, 2) * 64)
     high = float(iou.max()) * 0.95
     counts = []
@@ -133,7 +129,7 @@ def test_kept_proposals_give_what_asking_anew_gives(size: tuple[int, int], promp
             )
             asked = Prompted(image.model, image.embedding, image.frame, options)
             expected = find_instances(asked).labels[0]
-            np.testing.assert_array_equal(kept.labels(options), expected)
+            np.testing.assert_array_equal(selected(kept, options).labels[0], expected)
             counts.append(int(expected.max()))
     assert len(set(counts)) > 1 or min(size) < 10
 

@@ -42,7 +42,6 @@ def trained(folder: Path, **changes: Any) -> bool:
 
 
 def test_a_decoder_that_is_added_leaves_answers_as_good_as_they_were(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     assert trained(tmp_path / "full", mode="full", model_type="tiny")
     assert trained(tmp_path / "a", mode="decoder", copies=2, checkpoint=tmp_path / "full")
     assert not trained(tmp_path / "b", mode="instances", checkpoint=tmp_path / "full"), (
@@ -55,7 +54,6 @@ def test_a_decoder_that_is_added_leaves_answers_as_good_as_they_were(tmp_path: P
 def test_a_file_is_called_as_the_user_does_if_it_can_be_that(
     tmp_path: Path, make_sam: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.set_num_threads(1)
     found = weights.Loaded(model=make_sam(), model_type="vit_b")
     monkeypatch.setattr(weights, "load_checkpoint", lambda path: found)
     for named, kept in (("vit_b_lm", "vit_b"), ("vit_b_em_organelles", "vit_b_em_organelles")):

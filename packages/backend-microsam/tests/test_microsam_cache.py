@@ -24,9 +24,9 @@ from cellseg.specs import TrainJob  # noqa: E402
 from cellseg.testing import blobs  # noqa: E402
 from cellseg.torch.loaders import Loaders  # noqa: E402
 from cellseg.torch.patches import ValidationPatches  # noqa: E402
+from cellseg.torch.sam.architecture import Architecture  # noqa: E402
 from cellseg.torch.training import fit  # noqa: E402
 from cellseg.torch.weights import seeded  # noqa: E402
-from cellseg_microsam.architecture import Architecture  # noqa: E402
 from cellseg_microsam.cache import (  # noqa: E402
     CachedPatches,
     CachedValidation,
@@ -52,11 +52,6 @@ TINY: dict[str, Any] = {
     "val_patches": 3,
     "learning_rate": 1e-3,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def options(**changes: Any) -> MicrosamOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,6 @@ from cellseg_microsam.stored import save_model
 from cellseg_microsam.thresholds import Resolved, resolve
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def resolved(**values: Any) -> Resolved:
@@ -188,6 +180,18 @@ def test_every_mode_is_calibrated_and_each_tile_encoded_once(
     assert sum(seen) == 4, "two tiles for each image"
     (note,) = events
     assert isinstance(note, Note) and "f1@0.50" in note.text and "before" in note.text
+
+
+def test_a_threshold_that_is_given_stays(tmp_path: Path, model: Make) -> None:
+    given = frozenset({"pred_iou_thresh"})
+    asked = job(
+        model(tmp_path / "m"),
+        given,
+        segmentation_mode="amg",
+        pred_iou_thresh=0.33,
+        points_per_side=3,
+    )
+    assert calibrate(asked, lambda event: None)["pred_iou_thresh"] == 0.33
 
 
 def test_apg_asks_about_each_point_once(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from cellseg import PredictJob, Tile
 from cellseg.errors import ConfigError, DataError, DeviceError
@@ -19,14 +18,6 @@ from cellseg_microsam.predict_options import MicrosamPredictOptions
 from cellseg_microsam.stored import save_model
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

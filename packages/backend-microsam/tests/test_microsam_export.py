@@ -16,18 +16,13 @@ import torch
 from cellseg import ConfigError, Event, ExportJob, Note, Options, UsageError, WeightsError
 from cellseg.bundle import Bundle
 from cellseg.torch.frames import Frame
+from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.weights import seeded
-from cellseg_microsam.architecture import Architecture
 from cellseg_microsam.description import Description
 from cellseg_microsam.export import export_bioimageio, export_native, export_onnx, write_microsam
 from cellseg_microsam.export_options import NativeOptions, OnnxOptions, PackageOptions
 from cellseg_microsam.model import MicroSam
 from cellseg_microsam.stored import load_model, save_model
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def stored(folder: Path, architecture: Architecture, model_type: str = "tiny") -> Path:

@@ -10,19 +10,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from cellseg.testing import blobs  # noqa: E402
+from cellseg.torch.sam.architecture import Architecture  # noqa: E402
 from cellseg.torch.weights import seeded  # noqa: E402
-from cellseg_microsam.architecture import Architecture  # noqa: E402
 from cellseg_microsam.learner import MicrosamLearner  # noqa: E402
 from cellseg_microsam.model import MicroSam  # noqa: E402
 from cellseg_microsam.options import MicrosamOptions  # noqa: E402
 from cellseg_microsam.patches import Targets  # noqa: E402
 from cellseg_microsam.predict_options import MicrosamPredictOptions  # noqa: E402
 from cellseg_microsam.thresholds import resolve  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def options(mode: str, **changes: Any) -> MicrosamOptions:

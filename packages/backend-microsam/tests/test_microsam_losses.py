@@ -15,11 +15,6 @@ from cellseg_microsam.losses import AnswerLoss, MapsDice, maps_loss  # noqa: E40
 from cellseg_microsam.targets import Truth, distance_maps  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def cells(seed: int = 0, shape: tuple[int, int] = (96, 80), count: int = 25) -> Any:
     """Ellipses that overlap, touch and are cut by the edge, and a horseshoe around its centroid."""
     import cv2

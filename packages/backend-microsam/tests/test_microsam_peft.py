@@ -18,7 +18,6 @@ from cellseg_microsam.model import MicroSam  # noqa: E402
 from cellseg_microsam.peft import METHODS, apply_peft, changed_by_merging, merge_peft  # noqa: E402
 from cellseg_microsam.stored import load_model, save_model  # noqa: E402
 
-torch.set_num_threads(1)
 TRAINED = {
     "lora": {"w_a_linear_q", "w_b_linear_q", "w_a_linear_v", "w_b_linear_v"},
     "fact": {"q_FacTs", "v_FacTs", "FacTu", "FacTv"},

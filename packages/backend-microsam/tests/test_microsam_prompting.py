@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from cellseg.torch.frames import Frame  # noqa: E402
+from cellseg.torch.sam.architecture import Architecture  # noqa: E402
 from cellseg.torch.weights import seeded  # noqa: E402
-from cellseg_microsam.architecture import Architecture  # noqa: E402
 from cellseg_microsam.interactive import Prompting, Session, painted  # noqa: E402
 from cellseg_microsam.model import MicroSam  # noqa: E402
 from cellseg_microsam.options import MicrosamOptions  # noqa: E402
@@ -23,11 +23,6 @@ from cellseg_microsam.prompts import (  # noqa: E402
     first_boxes,
     first_points,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def rng(seed: int = 0) -> Any:

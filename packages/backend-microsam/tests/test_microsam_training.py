@@ -20,8 +20,8 @@ from cellseg.events import Note, Progress, Validated  # noqa: E402
 from cellseg.plugins import Plugins  # noqa: E402
 from cellseg.specs import PredictorSpec, Trained, TrainJob  # noqa: E402
 from cellseg.testing import blobs  # noqa: E402
+from cellseg.torch.sam.architecture import Architecture  # noqa: E402
 from cellseg.torch.weights import save_weights, seeded  # noqa: E402
-from cellseg_microsam.architecture import Architecture  # noqa: E402
 from cellseg_microsam.description import Description  # noqa: E402
 from cellseg_microsam.model import MicroSam  # noqa: E402
 from cellseg_microsam.options import MicrosamOptions  # noqa: E402
@@ -38,11 +38,6 @@ TINY: dict[str, Any] = {
     "warmup_steps": 0,
 }
 PROMPTED: dict[str, Any] = {"n_objects": 3, "n_sub_iterations": 3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def options(**changes: Any) -> MicrosamOptions:

@@ -20,7 +20,6 @@ from cellseg_microsam.normalisation import (  # noqa: E402
 from cellseg_microsam.unetr import UnetrDecoder  # noqa: E402
 from cellseg_microsam.upsampling import convolve_enlarged  # noqa: E402
 
-torch.set_num_threads(1)
 WIDTHS = (32, 16, 8, 4)
 
 

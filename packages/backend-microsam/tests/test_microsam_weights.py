@@ -1,12 +1,9 @@
-"""Where weights come from: files of several kinds, downloads, and what is refused."""
+"""What a model with a decoder starts from: files of several kinds, downloads, random numbers."""
 
 from __future__ import annotations
 
 import http.server
-import os
-import sys
 import threading
-import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,19 +17,21 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from cellseg.download import Remote  # noqa: E402
-from cellseg.errors import ConfigError, WeightsError  # noqa: E402
+from cellseg.errors import WeightsError  # noqa: E402
 from cellseg.events import Event, Progress  # noqa: E402
-from cellseg_microsam import published, weights  # noqa: E402
-from cellseg_microsam.architecture import Architecture  # noqa: E402
+from cellseg.torch.sam.architecture import Architecture  # noqa: E402
+from cellseg.torch.sam.model_types import MODEL_TYPES, RANDOM  # noqa: E402
+from cellseg.torch.sam.published import (  # noqa: E402
+    PUBLISHED,
+    Published,
+    base_weights,
+    models_folder,
+)
 from cellseg_microsam.description import Description  # noqa: E402
 from cellseg_microsam.model import MicroSam  # noqa: E402
-from cellseg_microsam.model_types import MODEL_TYPES, RANDOM  # noqa: E402
 from cellseg_microsam.peft import apply_peft  # noqa: E402
-from cellseg_microsam.published import PUBLISHED, Published, base_weights  # noqa: E402
 from cellseg_microsam.stored import save_model  # noqa: E402
 from cellseg_microsam.weights import load_checkpoint, load_published, start  # noqa: E402
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -115,72 +114,6 @@ def test_lora_in_a_file_is_merged(model: MicroSam, tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
-class Payload:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.path}",)
-
-
-def test_no_code_in_a_file_is_run(model: MicroSam, tmp_path: Path) -> None:
-    torch.save({**exported(model), "more": Payload(tmp_path / "ran")}, tmp_path / "evil.pt")
-    with pytest.raises(WeightsError, match=r"could run code: \w+\.system"):
-        load_checkpoint(tmp_path / "evil.pt")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_training_checkpoint_says_how_to_export_it(
-    model: MicroSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Trainer:
-        pass
-
-    Trainer.__module__, Trainer.__qualname__ = "torch_em.trainer", "Trainer"
-    module = types.ModuleType("torch_em.trainer")
-    module.Trainer = Trainer  # type: ignore[attr-defined]
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "torch_em", types.ModuleType("torch_em"))
-        patched.setitem(sys.modules, "torch_em.trainer", module)
-        torch.save({**exported(model), "init": Trainer()}, tmp_path / "best.pt")
-    with pytest.raises(WeightsError, match="training checkpoint of micro-SAM") as error:
-        load_checkpoint(tmp_path / "best.pt")
-    for function in ("export_custom_sam_model", "export_instance_segmentation_model"):
-        assert function in error.value.hint
-    assert str(tmp_path / "best.pt") in error.value.hint
-    unetr = {f"encoder.{n}": t for n, t in model.sam.image_encoder.state_dict().items()}
-    torch.save({"model_state": unetr}, tmp_path / "unetr.pt")
-    with pytest.raises(WeightsError, match="not exported"):
-        load_checkpoint(tmp_path / "unetr.pt")
-
-
-def test_what_is_no_model_is_an_error(model: MicroSam, tmp_path: Path) -> None:
-    def refused(reason: str, name: str) -> None:
-        with pytest.raises(WeightsError, match=reason) as error:
-            load_checkpoint(tmp_path / name)
-        assert name in str(error.value)
-
-    refused("is missing", "absent.pt")
-    (tmp_path / "noise.pt").write_bytes(b"no weights at all")
-    refused("is damaged|cannot be read", "noise.pt")
-    (tmp_path / "noise.safetensors").write_bytes(b"no weights at all")
-    refused("cannot be read", "noise.safetensors")
-    torch.save(exported(model), tmp_path / "cut.pt")
-    whole = (tmp_path / "cut.pt").read_bytes()
-    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    refused("is damaged|cannot be read", "cut.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    refused("no state dict", "list.pt")
-    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
-    refused("no model that can be started from", "other.pt")
-    state = exported(model)
-    del state["model_state"]["image_encoder.neck.2.weight"]
-    torch.save(state, tmp_path / "lacking.pt")
-    refused("neck.2.weight", "lacking.pt")
-
-
 def test_random_models_depend_on_the_seed_alone() -> None:
     def made(seed: int) -> MicroSam:
         loaded = start(model_type="tiny", checkpoint=None, seed=seed, with_decoder=True, emit=print)
@@ -253,7 +186,7 @@ def site(
         return Remote(url=url, name=name, checksum=f"xxh128:{checksum}")
 
     entry = Published(remote("vit_b_lm"), "CC-BY-4.0", remote("vit_b_lm_decoder"))
-    monkeypatch.setattr(weights, "PUBLISHED", {"vit_b_lm": entry})
+    monkeypatch.setattr("cellseg.torch.sam.weights.PUBLISHED", {"vit_b_lm": entry})
     monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
     files["asked"] = asked  # type: ignore[assignment]
     yield files
@@ -274,41 +207,6 @@ def test_a_published_model_is_downloaded_once(
     assert names == [("vit_b_lm", "CC-BY-4.0", 64), ("vit_b_lm_decoder", "CC-BY-4.0", 64)]
     load_published("vit_b_lm", events.append)
     assert site["asked"] == ["vit_b_lm", "vit_b_lm_decoder"], "micro-SAM's own cache serves too"
-
-
-def test_a_file_that_is_not_as_published_is_refused(site: dict[str, bytes], tmp_path: Path) -> None:
-    cached = tmp_path / "cache" / "models" / "vit_b_lm"
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(b"something else")
-    with pytest.raises(WeightsError, match="is not the file expected: its XXH128 is") as error:
-        load_published("vit_b_lm", print)
-    assert str(cached) in error.value.hint and "--checkpoint" in error.value.hint
-    assert cached.read_bytes() == b"something else"
-    cached.unlink()
-    site["vit_b_lm"] += b"changed on the way"
-    with pytest.raises(WeightsError, match="is not the file expected"):
-        load_published("vit_b_lm", print)
-    assert not cached.exists()
-
-
-def test_without_a_network_it_says_what_to_put_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
-    remote = Remote(url="http://127.0.0.1:9/vit_b", name="vit_b", checksum="xxh128:" + "0" * 32)
-    monkeypatch.setattr(weights, "PUBLISHED", {"vit_b": Published(remote, "Apache-2.0")})
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(WeightsError, match="cannot be downloaded") as error:
-        load_published("vit_b", lambda event: None)
-    assert str(tmp_path / "models" / "vit_b") in error.value.hint
-    assert remote.url in error.value.hint and "--checkpoint" in error.value.hint
-
-
-def test_models_that_are_not_published() -> None:
-    with pytest.raises(ConfigError, match="no published weights of 'tiny'"):
-        load_published("tiny", print)
-    with pytest.raises(ConfigError, match="mobile_sam"):  # before anything is downloaded
-        load_published("vit_t_lm", print)
 
 
 def test_every_model_that_is_not_random_is_published() -> None:
@@ -334,6 +232,6 @@ def test_files_and_checksums_are_those_of_micro_sam(
     for remote in ours:
         assert remote.checksum == theirs.registry[remote.name]
         assert remote.url == theirs.urls[remote.name]
-    assert Path(theirs.path) == published.models_folder()
+    assert Path(theirs.path) == models_folder()
     monkeypatch.delenv("MICROSAM_CACHEDIR")
-    assert Path(models().path) == published.models_folder()
+    assert Path(models().path) == models_folder()

@@ -18,7 +18,12 @@ from torch import Tensor, nn  # noqa: E402
 
 from cellseg.torch import mask_generation  # noqa: E402
 from cellseg.torch.frames import Frame  # noqa: E402
-from cellseg.torch.mask_generation import generate_masks, point_grid  # noqa: E402
+from cellseg.torch.mask_generation import (  # noqa: E402
+    Proposals,
+    generate_masks,
+    point_grid,
+    propose_masks,
+)
 
 SIDE, SAMPLES = 128, 32
 
@@ -157,3 +162,60 @@ def test_impossible_grids() -> None:
         point_grid(0)
     with pytest.raises(ValueError, match="0 points per batch"):
         generate_masks(answers, Frame.fit((9, 9), SIDE), points_per_batch=0)
+
+
+FRAME = Frame.fit((128, 100), SIDE)
+ANYWHERE = torch.tensor([[63.5, 20.0], [10.0, 90.0], [63.5, 20.0], [80.0, 110.0], [0.0, 0.0]])
+
+
+def proposed(points: Tensor, **given: Any) -> Proposals:
+    return propose_masks(answers, FRAME, points, points_per_batch=2, **given)
+
+
+def test_points_anywhere_are_answered_in_their_order() -> None:
+    """With everything kept, what is there of the masks that the model gives."""
+    found = proposed(ANYWHERE, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    logits, ious = (values.flatten(0, 1) for values in answers(ANYWHERE))
+    full = FRAME.restore(logits[:, None])[:, 0] > 0
+    there = full.any(2).any(1)
+    assert len(found) == there.sum() > 8
+    assert found.iou.tolist() == ious[there].tolist()
+    for one, expected, score in zip(found.select(), full[there], found.iou.tolist(), strict=True):
+        placed = np.zeros((128, 100), bool)
+        (y, x), (height, width) = one.corner, one.mask.shape
+        placed[y : y + height, x : x + width] = one.mask
+        assert np.count_nonzero(placed != expected.numpy()) <= 1, "up to rounding"
+        assert one.score == score
+
+
+@pytest.mark.parametrize("iou", [0.6, 0.9])
+@pytest.mark.parametrize("stability", [0.5, 0.95])
+@pytest.mark.parametrize("nms", [0.4, None])
+def test_thresholds_are_tried_on_what_was_proposed(
+    iou: float, stability: float, nms: float | None
+) -> None:
+    points, given = point_grid(7) * torch.tensor([100, 128]), {"pred_iou_thresh": iou}
+    given["stability_score_thresh"] = stability
+    kept = proposed(points, pred_iou_thresh=0.5, stability_score_thresh=0.3)
+    again = proposed(points, **given)
+    one, other = kept.select(**given, box_nms_thresh=nms), again.select(box_nms_thresh=nms)
+    assert 0 < len(one) == len(other) <= len(again) < len(kept)
+    assert (len(one) < len(again)) == (nms is not None)
+    for a, b in zip(one, other, strict=True):
+        assert (a.corner, a.score) == (b.corner, b.score) and np.array_equal(a.mask, b.mask)
+
+
+def test_proposals_keep_no_more_than_their_boxes_need() -> None:
+    found = proposed(point_grid(7) * torch.tensor([100, 128]), stability_score_thresh=0.0)
+    whole = len(found) * SAMPLES**2
+    assert all(part.base is None for part in found.parts)
+    assert sum(part.size for part in found.parts) < whole / 3
+
+
+def test_no_points_are_no_proposals() -> None:
+    def decode(points: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("nothing is asked")
+
+    found = propose_masks(decode, FRAME, torch.zeros(0, 2))
+    assert len(found) == 0 and found.select(box_nms_thresh=0.5) == found.select() == []
+    assert found.boxes.shape == (0, 4)

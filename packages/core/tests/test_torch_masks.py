@@ -18,6 +18,7 @@ from cellseg.torch import mask_pixels, masks  # noqa: E402
 from cellseg.torch.frames import Frame  # noqa: E402
 from cellseg.torch.masks import (  # noqa: E402
     FoundMask,
+    ranked,
     restore_masks,
     score_masks,
     suppress,
@@ -137,9 +138,7 @@ def test_suppression_of_nothing() -> None:
     assert suppress(torch.zeros(0, 4), torch.zeros(0), 0.5).tolist() == []
 
 
-@pytest.mark.parametrize("iou", [0.0, 0.3, 0.9])
-@pytest.mark.parametrize("seed", range(3))
-def test_suppression_by_masks(seed: int, iou: float) -> None:
+def overlapping_masks(seed: int, levels: int = 8) -> list[FoundMask]:
     random = np.random.default_rng(seed)
     found = []
     for _ in range(60):
@@ -147,20 +146,74 @@ def test_suppression_by_masks(seed: int, iou: float) -> None:
         mask = random.random(shape) < random.choice([0.3, 0.8, 1.0])
         mask.flat[random.integers(mask.size)] = True
         corner = (int(random.integers(0, 25)), int(random.integers(0, 25)))
-        found.append(FoundMask(mask, corner, float(random.integers(8)) / 8))
-    found += [FoundMask(one.mask.copy(), one.corner, one.score / 2) for one in found[:5]]
+        found.append(FoundMask(mask, corner, float(random.integers(levels)) / levels))
+    return found + [FoundMask(one.mask.copy(), one.corner, one.score / 2) for one in found[:5]]
+
+
+def suppressed_plainly(found: list[FoundMask], iou: float, containment: float) -> list[int]:
     full = [painted(one, (45, 45)) for one in found]
     kept: list[int] = []
     for index in sorted(range(len(found)), key=lambda i: -found[i].score):
-        overlaps = [(full[index] & full[k]).sum() / (full[index] | full[k]).sum() for k in kept]
-        if all(overlap <= iou for overlap in overlaps):
+        for other in kept:
+            shared = (full[index] & full[other]).sum()
+            smaller = min(full[index].sum(), full[other].sum())
+            union = (full[index] | full[other]).sum()
+            if shared / union > iou or shared / smaller > containment:
+                break
+        else:
             kept.append(index)
-    assert len(kept) < len(found)
-    assert suppress_masks(found, iou) == kept
+    return kept
+
+
+@pytest.mark.parametrize("containment", [0.0, 0.4, 0.85, 1.0])
+@pytest.mark.parametrize("iou", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_suppression_by_masks(
+    seed: int, iou: float, containment: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = overlapping_masks(seed)
+    kept = suppressed_plainly(found, iou, containment)
+    assert (len(kept) < len(found)) == (iou < 1 or containment < 1)
+    assert suppress_masks(found, iou, containment) == kept
+    monkeypatch.setattr(masks, "_PAIRS", 50)
+    monkeypatch.setattr(masks, "_BLOCK", 20)
+    assert suppress_masks(found, iou, containment) == kept
+
+
+def test_suppression_of_what_lies_in_another() -> None:
+    cell = FoundMask(np.ones((10, 10), bool), (0, 0), 0.5)
+    inside = FoundMask(np.ones((2, 4), bool), (3, 3), 0.9)
+    three_quarters = FoundMask(np.ones((4, 2), bool), (7, 5), 0.1)
+    both = [cell, inside, three_quarters]
+    assert suppress_masks(both, 0.5) == [1, 0, 2]
+    assert suppress_masks(both, 0.5, 0.9) == [1, 2]
+    assert suppress_masks(both[::2], 0.5, 0.75) == [0, 1]
+    assert suppress_masks(both[::2], 0.5, 0.74) == [0]
+
+
+def test_ranked_masks_do_not_depend_on_their_order() -> None:
+    found = overlapping_masks(7, levels=2)[:60]
+    assert len({one.score for one in found}) == 2
+    assert [found[i].score for i in ranked(found)] == sorted(x.score for x in found)[::-1]
+
+    def kept(masks: list[FoundMask]) -> list[int]:
+        best = [masks[i] for i in ranked(masks)]
+        return [id(best[i]) for i in suppress_masks(best, 0.3, 0.8)]
+
+    expected = kept(found)
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        assert kept([found[i] for i in random.permutation(len(found))]) == expected
+    equal = [FoundMask(np.ones(shape, bool), corner, 1.0) for shape, corner in (
+        ((2, 2), (0, 5)), ((1, 4), (0, 5)), ((2, 2), (0, 4)), ((3, 2), (9, 9)))]  # fmt: skip
+    assert ranked(equal) == [3, 2, 1, 0]
 
 
 def test_suppression_by_no_masks() -> None:
     assert suppress_masks([], 0.5) == []
+    assert suppress_masks([], 0.5, 0.5) == []
+    nothing = FoundMask(np.zeros((3, 3), bool), (0, 0), 1.0)
+    assert suppress_masks([nothing] * 2, 0.0, 0.0) == [0, 1]
 
 
 def painted(one: FoundMask, size: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,13 @@ import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from cellseg import Segmentation
-from cellseg.torch.mask_generation import Decode, generate_masks
+from cellseg.torch.mask_generation import (
+    Decode,
+    Proposals,
+    generate_masks,
+    point_grid,
+    propose_masks,
+)
 from cellseg.torch.masks import FoundMask
 from cellseg_microsam.painted import painted
 from cellseg_microsam.prompted import Prompted
@@ -45,6 +51,37 @@ def find_instances(prompted: Prompted) -> Segmentation:
         box_nms_thresh=options.nms_threshold,
     )
     return chosen(found, prompted.frame.size, options)
+
+
+def propose(prompted: Prompted, iou: float, stability: float) -> Proposals:
+    """What the grid of points is answered, kept so that thresholds can be tried without asking
+    again.
+
+    Args:
+        prompted: the image; its options say how many points, and the offset of the stability.
+        iou: the lowest threshold that will be tried.
+        stability: the same of the stability.
+    """
+    frame, options = prompted.frame, prompted.options
+    return propose_masks(
+        decoder(prompted),
+        frame,
+        point_grid(options.points_per_side) * torch.tensor(frame.scaled[::-1]),
+        points_per_batch=options.prompts_per_batch,
+        pred_iou_thresh=iou,
+        stability_score_thresh=stability,
+        stability_score_offset=options.stability_score_offset,
+    )
+
+
+def selected(proposals: Proposals, options: Resolved) -> Segmentation:
+    """What ``find_instances`` gives with these options, from what was proposed."""
+    found = proposals.select(
+        pred_iou_thresh=options.pred_iou_thresh,
+        stability_score_thresh=options.stability_score_thresh,
+        box_nms_thresh=options.nms_threshold,
+    )
+    return chosen(found, proposals.frame.size, options)
 
 
 def chosen(found: list[FoundMask], size: tuple[int, int], options: Resolved) -> Segmentation:

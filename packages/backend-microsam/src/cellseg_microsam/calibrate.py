@@ -20,12 +20,11 @@ from cellseg.objects import ObjectIndex, as_ids
 from cellseg.specs import CalibrateJob
 from cellseg.torch.devices import memory_errors
 from cellseg.torch.masks import FoundMask
-from cellseg_microsam import ais, apg
+from cellseg_microsam import ais, amg, apg
 from cellseg_microsam.encoding import MEMORY_HINT, Encoder
 from cellseg_microsam.predict import decoded
 from cellseg_microsam.predict_options import MicrosamPredictOptions, Mode
 from cellseg_microsam.prompted import Prompted
-from cellseg_microsam.proposals import Proposals
 from cellseg_microsam.thresholds import Resolved, resolve
 
 _TILES: Mapping[Mode, int] = {"ais": 16, "apg": 8, "amg": 4}
@@ -125,20 +124,7 @@ def calibrate(job: CalibrateJob[MicrosamPredictOptions], emit: Emit) -> Mapping[
         elif mode == "apg":
             choice = _search(_apg(encoder, tiles, start), truths, start, job.given)
         else:
-            grids = _GRIDS["amg"]
-            proposals = [
-                Proposals.of(
-                    Prompted(encoder.model, encoder.encode([tile]), encoder.frame(tile), start),
-                    *(
-                        min(getattr(start, name), *(grids[name] if name not in job.given else ()))
-                        for name in ("pred_iou_thresh", "stability_score_thresh")
-                    ),
-                )
-                for tile in tiles
-            ]
-            choice = _search(
-                lambda i, options: proposals[i].labels(options), truths, start, job.given
-            )
+            choice = _search(_amg(encoder, tiles, start, job.given), truths, start, job.given)
     emit(Note(str(choice)))
     return choice.stored
 
@@ -260,5 +246,24 @@ def _apg(encoder: Encoder, tiles: Sequence[Tile], start: Resolved) -> Segment:
             [known[number][point] for point in points], images[number].frame.size, options
         )
         return np.asarray(found.labels[0], np.uint32)
+
+    return segment
+
+
+def _amg(
+    encoder: Encoder, tiles: Sequence[Tile], start: Resolved, given: frozenset[str]
+) -> Segment:
+    """Segments by amg; what the grids of points were answered is kept."""
+    iou, stability = (
+        min((getattr(start, name), *(values if name not in given else ())))
+        for name, values in _GRIDS["amg"].items()
+    )
+    proposals = []
+    for tile in tiles:
+        image = Prompted(encoder.model, encoder.encode([tile]), encoder.frame(tile), start)
+        proposals.append(amg.propose(image, iou, stability))
+
+    def segment(number: int, options: Resolved) -> NDArray[np.uint32]:
+        return np.asarray(amg.selected(proposals[number], options).labels[0], np.uint32)
 
     return segment

@@ -9,7 +9,7 @@ from typing import Any
 
 from cellseg.errors import WeightsError
 from cellseg.files import write_atomic
-from cellseg_microsam.architecture import Architecture
+from cellseg.torch.sam.architecture import Architecture
 
 FILE = "microsam.json"
 

@@ -16,8 +16,8 @@ from cellseg.data import Image
 from cellseg.errors import ConfigError, DataError, DeviceError
 from cellseg.torch.devices import resolve_device
 from cellseg.torch.frames import Frame
+from cellseg.torch.sam.model_types import RANDOM, backbone
 from cellseg_microsam.model import MicroSam
-from cellseg_microsam.model_types import RANDOM, backbone
 from cellseg_microsam.predict_options import MicrosamPredictOptions, Mode
 from cellseg_microsam.stored import load_model
 

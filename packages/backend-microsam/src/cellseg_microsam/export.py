@@ -27,10 +27,10 @@ from cellseg.torch.export import (
 )
 from cellseg.torch.export.programs import require
 from cellseg.torch.frames import Frame
+from cellseg.torch.sam.model_types import RANDOM, backbone
 from cellseg.torch.weights import seeded
 from cellseg_microsam.export_options import NativeOptions, OnnxOptions, PackageOptions
 from cellseg_microsam.model import MicroSam
-from cellseg_microsam.model_types import RANDOM, backbone
 from cellseg_microsam.stored import load_model
 
 _SUMMARY = (

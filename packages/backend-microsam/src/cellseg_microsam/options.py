@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from cellseg.options import flag
 from cellseg.sampling_options import AugmentOptions, PatchOptions
 from cellseg.torch.options import TorchOptions
-from cellseg_microsam.model_types import RANDOM, ModelType
+from cellseg.torch.sam.model_types import RANDOM, ModelType
 
 Part = Literal["image_encoder", "prompt_encoder", "mask_decoder"]
 Peft = Literal[

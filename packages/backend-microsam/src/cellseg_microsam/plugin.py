@@ -20,11 +20,11 @@ from cellseg import (
     hookimpl,
 )
 from cellseg.specs import CalibrateJob, Embedder
+from cellseg.torch.sam.published import base_weights
 from cellseg_microsam.export_options import NativeOptions, OnnxOptions, PackageOptions
 from cellseg_microsam.options import MicrosamOptions
 from cellseg_microsam.predict_options import MicrosamPredictOptions
 from cellseg_microsam.presets import PRESETS
-from cellseg_microsam.published import base_weights
 
 _SUMMARY = "Segment Anything for microscopy (micro-SAM): automatic, or by points and boxes"
 _ALIASES = {

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from cellseg.options import Options, flag
-from cellseg_microsam.model_types import ModelType
+from cellseg.torch.sam.model_types import ModelType
 
 Mode: TypeAlias = Literal["ais", "apg", "amg", "prompts"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.weights import FILE, load_weights, save_weights
-from cellseg_microsam.architecture import Architecture
 from cellseg_microsam.description import Description
 from cellseg_microsam.model import MicroSam
 

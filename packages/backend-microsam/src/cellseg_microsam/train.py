@@ -18,6 +18,7 @@ from cellseg.sampling_options import AugmentOptions
 from cellseg.torch.devices import memory_errors, resolve_device, threads
 from cellseg.torch.loaders import Loaders, Numbered
 from cellseg.torch.patches import TrainingPatches, ValidationPatches
+from cellseg.torch.sam.model_types import RANDOM, backbone
 from cellseg.torch.training import fit
 from cellseg.torch.weights import seeded
 from cellseg_microsam.cache import (
@@ -32,7 +33,6 @@ from cellseg_microsam.description import Description
 from cellseg_microsam.fixed_patches import FixedPatches, Versions
 from cellseg_microsam.learner import MicrosamLearner
 from cellseg_microsam.model import MicroSam
-from cellseg_microsam.model_types import RANDOM, backbone
 from cellseg_microsam.options import MicrosamOptions
 from cellseg_microsam.patches import Targets
 from cellseg_microsam.predict_options import MicrosamPredictOptions

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253
@@ -194,40 +195,83 @@ def _overlapping(boxes: Tensor, others: Tensor, iou: float) -> Iterator[tuple[Te
         one = until
 
 
-def suppress_masks(masks: Sequence[FoundMask], iou: float) -> list[int]:
+def ranked(masks: Sequence[FoundMask]) -> list[int]:
+    """Indices by falling score, whatever the order in which masks are given.
+
+    Of equal scores the larger mask comes first, then the one whose corner comes first, as in
+    ``cellseg.painting.paint``; then the flatter box. Only masks that are equal in all of this keep
+    their order.
+    """
+    return sorted(
+        range(len(masks)),
+        key=lambda index: (
+            -masks[index].score,
+            -int(np.count_nonzero(masks[index].mask)),
+            tuple(masks[index].corner),
+            masks[index].mask.shape,
+        ),
+    )
+
+
+def suppress_masks(masks: Sequence[FoundMask], iou: float, containment: float = 1.0) -> list[int]:
     """Non-maximum suppression by the overlap of the masks themselves.
 
+    Two masks exclude each other where they overlap too much, as a share of their union or as a
+    share of the smaller one; that with the lower score goes, unless a third has suppressed the
+    other.
+
     Args:
-        masks: of equal scores the first wins.
-        iou: masks that overlap by more than this exclude each other; 0 to 1.
+        masks: of equal scores the first wins; ``ranked`` puts them in an order that does not
+            depend on how they were found.
+        iou: masks whose overlap is more than this part of their union exclude each other; 0 to 1.
+        containment: masks whose overlap is more than this part of the smaller one's area exclude
+            each other, that is, one lies in the other; 0 to 1, and with 1 none do.
 
     Returns:
         Indices of those kept, by falling score.
     """
     order = sorted(range(len(masks)), key=lambda index: -masks[index].score)
-    areas = [int(np.count_nonzero(masks[index].mask)) for index in order]
+    areas = torch.tensor([int(np.count_nonzero(masks[index].mask)) for index in order])
     corners = torch.tensor([masks[index].corner for index in order]).reshape(-1, 2)
-    shapes = torch.tensor([masks[index].mask.shape for index in order]).reshape(-1, 2)
-    boxes = torch.cat([corners.flip(1), (corners + shapes).flip(1)], 1).float()
-    pairs = []
-    for better, worse in _overlapping(boxes, boxes, 0.0) if masks else ():
-        pairs += [pair for pair in zip(better.tolist(), worse.tolist(), strict=True)
-                  if pair[0] < pair[1]]  # fmt: skip
-    kept = [True] * len(masks)
-    for better, worse in sorted(pairs):
-        less, more = sorted((areas[better], areas[worse]))
-        if kept[better] and kept[worse] and less > iou * more:
-            shared = _shared(masks[order[better]], masks[order[worse]])
-            kept[worse] = shared / (less + more - shared) <= iou
-    return [index for index, stays in zip(order, kept, strict=True) if stays]
+    ends = corners + torch.tensor([masks[index].mask.shape for index in order]).reshape(-1, 2)
+    boxes = torch.cat([corners.flip(1), ends.flip(1)], 1).float()
+    kept = torch.ones(len(masks), dtype=torch.bool)
+    stays = kept.numpy()  # the same, faster one by one
+    for start in range(0, len(masks), _BLOCK):
+        left = kept[start:].nonzero()[:, 0] + start
+        head = left[left < start + _BLOCK]
+        # Those of a better mask come together, and the better ones first.
+        for first, second in _overlapping(boxes[head], boxes[left], 0.0):
+            better, worse = head[first], left[second]
+            falling = (better < worse) & kept[better] & kept[worse]
+            better, worse = better[falling], worse[falling]
+            sizes = torch.minimum(ends[better], ends[worse]) - torch.maximum(
+                corners[better], corners[worse]
+            )
+            # They share no more pixels than their boxes do, and than the smaller one has.
+            least, most = (of(areas[better], areas[worse]) for of in (torch.minimum, torch.maximum))
+            shared = torch.minimum(sizes.prod(1), least).double()
+            likely = _too_much(shared, least, most, iou, containment)
+            pairs = torch.stack([better, worse, least, most])[:, likely]
+            for one, other, small, large in zip(*pairs.tolist(), strict=True):
+                if stays[one] and stays[other]:
+                    found = _shared(masks[order[one]], masks[order[other]])
+                    stays[other] = not _too_much(found, small, large, iou, containment)
+    return [index for index, stay in zip(order, stays.tolist(), strict=True) if stay]
+
+
+def _too_much(shared: Any, small: Any, large: Any, iou: float, containment: float) -> Any:
+    """Whether masks of these areas, the smaller one first, exclude each other if they share so many
+    pixels: numbers or tensors."""
+    return (shared / (small + large - shared) > iou) | (shared / small > containment)
 
 
 def _shared(one: FoundMask, other: FoundMask) -> int:
-    """Pixels of both masks."""
-    low = np.maximum(one.corner, other.corner)
-    high = np.minimum(*(np.add(x.corner, x.mask.shape) for x in (one, other)))
-    parts = [
-        x.mask[tuple(slice(a, b) for a, b in zip(low - x.corner, high - x.corner, strict=True))]
-        for x in (one, other)
-    ]
-    return int(np.count_nonzero(parts[0] & parts[1]))
+    """Pixels of both masks, whose boxes overlap."""
+    (y, x), (v, u) = one.corner, other.corner
+    top, left = max(y, v), max(x, u)
+    bottom = min(y + one.mask.shape[0], v + other.mask.shape[0])
+    right = min(x + one.mask.shape[1], u + other.mask.shape[1])
+    a = one.mask[top - y : bottom - y, left - x : right - x]
+    b = other.mask[top - v : bottom - v, left - u : right - u]
+    return int(np.count_nonzero(a & b))

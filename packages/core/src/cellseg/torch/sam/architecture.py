@@ -1,4 +1,5 @@
-"""The sizes of a Segment Anything model and of its decoder. Light: torch is not imported."""
+"""The sizes of a Segment Anything model, and of micro-SAM's decoder for it. Light: torch is not
+imported."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _MASKS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Segment Anything (Kirillov et al., arXiv:2304.02643) in any size."""
+    """Segment Anything (Kirillov et al., arXiv:2304.02643) in any size, with or without micro-SAM's
+    decoder for automatic segmentation (doi:10.1038/s41592-024-02580-4)."""
 
     embed_dim: int = 768
     """Width of the image encoder."""
@@ -50,8 +52,8 @@ class Architecture:
     """Layers that estimate the quality of a mask."""
     iou_hidden: int = 256
     unetr: tuple[int, int, int, int] | None = (512, 256, 128, 64)
-    """Widths of the decoder for automatic segmentation, from coarse to fine, each half of the one
-    before; None where there is none."""
+    """Widths of micro-SAM's decoder, from coarse to fine, each half of the one before; None where
+    there is none."""
     transposed: bool = False
     """Whether that decoder enlarges by transposed convolutions, as the first ones did."""
     tiny_vit: bool = False
@@ -100,9 +102,18 @@ class Architecture:
         Raises:
             ConfigError: there is no such model.
         """
-        from cellseg_microsam.model_types import backbone
+        from cellseg.torch.sam.model_types import backbone
 
         return _NAMED[backbone(model_type)]
+
+    @property
+    def closest(self) -> str:
+        """The name of the model with such an encoder; ``vit_b`` if there is none."""
+        key = (self.tiny_vit, self.embed_dim, self.depth)
+        for name, named in _NAMED.items():
+            if (named.tiny_vit, named.embed_dim, named.depth) == key:
+                return name
+        return "vit_b"
 
     @classmethod
     def of_state(

@@ -37,7 +37,7 @@ def check_segment_anything() -> None:
     except PackageNotFoundError:
         found = "its files are those of the package segment-anything"
     raise PluginError(
-        f"The installed segment_anything squashes images: {found}. microsam needs"
+        f"The installed segment_anything squashes images: {found}. cellseg needs"
         " segment-anything-py, which has the same import name.",
         hint=_MEND,
     )

@@ -1,4 +1,4 @@
-"""The models that can be started from, by name. Light: the command line shows them."""
+"""The models of Segment Anything, by name. Light: the command line shows them."""
 
 from __future__ import annotations
 
