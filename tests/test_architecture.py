@@ -18,7 +18,7 @@ HEAVY = {
 }  # fmt: skip
 LIGHT = ["errors", "events", "options", "data", "files", "specs", "hookspecs", "plugins", "builtin",
          "bundle", "runs", "splits", "parts", "classes", "catalogue", "sampling_options",
-         "normalise", "geojson", "prompting", "prompt_files"]  # fmt: skip
+         "normalise", "geojson", "prompting", "prompt_files", "ranges"]  # fmt: skip
 COMMANDS = ["train", "resume", "predict", "evaluate", "export", "backends", "check-data", "doctor",
             "init", "demo", "new-backend", "preview-augmentation", "augment", "data"]  # fmt: skip
 

@@ -157,7 +157,7 @@ def test_samples_of_weight_0_stay_out_of_the_training(
 
     for weights in ({"2": 0.0}, {"2": -1.0}):
         monkeypatch.setattr(
-            "cellseg.workflows.train.open_dataset", partial(opened, weights=weights)
+            "cellseg.workflows.train_data.open_dataset", partial(opened, weights=weights)
         )
         asked = settings(split="full")
         if weights["2"] < 0:
@@ -176,7 +176,7 @@ def test_one_training_takes_one_table_of_classes(
         first, *others = open_dataset(*args, **kwargs)  # type: ignore[arg-type]
         return [replace(first, classes=("background", "cell")), *others]
 
-    monkeypatch.setattr("cellseg.workflows.train.open_dataset", opened)
+    monkeypatch.setattr("cellseg.workflows.train_data.open_dataset", opened)
     message = "1 has no classes, but 0 has the classes background, cell"
     with pytest.raises(DataError, match=message) as error:
         train(plugins, "otsu", data, tmp_path / "run", settings=settings(split="full"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from cellseg.options import Options
+from cellseg.options import Options, flag
 from cellseg_fewshot.encoder_names import EncoderName
 
 
@@ -48,3 +49,40 @@ class FewshotOptions(Options):
     """Steps of the refinement; by default 300."""
     refine_learning_rate: float | None = Field(None, gt=0)
     """Highest learning rate of the refinement; by default 0.003."""
+
+    @property
+    def learns_from_nothing(self) -> bool:
+        """Whether the encoder is the one that needs no weights."""
+        return self.checkpoint is None and self.encoder in (None, "filters")
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _from_any_directory(cls, path: Path | None) -> Path | None:
+        return path and path.absolute()
+
+    @model_validator(mode="after")
+    def _options_act(self) -> FewshotOptions:
+        if self.checkpoint is not None and self.encoder == "filters":
+            raise ValueError("--checkpoint does nothing with --encoder filters, which needs none")
+        if self.mode == "crop":
+            self._refuse(
+                ("prototypes", "background"),
+                "--mode crop compares with one prototype, and with nothing else",
+            )
+        else:
+            self._refuse(("target_occupancy",), "only with --mode crop")
+        if not self.refine:
+            self._refuse(
+                ("refine_rank", "refine_steps", "refine_learning_rate"), "only with --refine"
+            )
+        if self.learns_from_nothing:
+            self._refuse(("refine",), "the encoder filters always learns from the examples")
+            self._refuse(("precision",), "the encoder filters computes in 32-true only")
+        return self
+
+    def _refuse(self, names: Iterable[str], why: str) -> None:
+        """Raise where options are not at their defaults, with which they do nothing."""
+        fields = type(self).model_fields
+        given = [flag(name) for name in names if getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"{' and '.join(given)}: {why}")

@@ -27,10 +27,12 @@ Place: TypeAlias = tuple[float | None, float, float]
 _POINT = ("z", "y", "x")
 _BOX = ("z0", "y0", "x0", "z1", "y1", "x1")
 _ABOUT = ("image", "frame", "object", "label")
+_TAGS = ("tag", "class")
 _NAPARI = ("index", "shape-type", "vertex-index")
 _POSITIVE = ("1", "positive", "true")
 _NEGATIVE = ("0", "negative", "false")
-_NEGATIVE_CLASSES = ("negative", "ignore*")
+NEGATIVE_CLASSES = ("negative", "ignore*")
+"""Classes of QuPath, in small letters, that say what does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,12 @@ class Mark:
     name: str = ""
     leading: int | None = None
     """The first of three axes of napari, which is z in a volume and the frame in a movie."""
+    shape: str = ""
+    """What napari calls the shape; only of examples, which have its ``outline`` and no ``box``."""
+    outline: tuple[Place, ...] = ()
+    """The vertices of the shape."""
+    tag: str = ""
+    """The class of an example."""
 
 
 def read_marks(path: Path) -> list[Mark]:
@@ -64,21 +72,36 @@ def read_marks(path: Path) -> list[Mark]:
     if text.lstrip()[0] in "{[":
         marks = [_of_feature(feature) for feature in features(text, path)]
     else:
-        try:
-            marks = list(_of_table(text, path))
-        except csv.Error as error:
-            raise DataError(f"{path}: is no CSV table: {error}.") from None
+        marks = read_table(text, path)
     if not marks:
         raise DataError(f"{path}: holds no points and no boxes.")
     return marks
 
 
-def _of_table(text: str, path: Path) -> Iterator[Mark]:
+def read_table(text: str, path: Path, examples: bool = False) -> list[Mark]:
+    """All rows of a CSV table.
+
+    Args:
+        text: what the file holds.
+        path: what messages call it.
+        examples: whether these are examples, which may have tags, negative boxes, and shapes of
+            napari with their outlines.
+
+    Raises:
+        DataError: a row is wrong, or this is no such table.
+    """
+    try:
+        return list(_of_table(text, path, examples))
+    except csv.Error as error:
+        raise DataError(f"{path}: is no CSV table: {error}.") from None
+
+
+def _of_table(text: str, path: Path, examples: bool) -> Iterator[Mark]:
     header = text.lstrip("\r\n").splitlines()[0]
     separator = max(",;\t", key=header.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     columns = [name.strip().lower() for name in next(cells for cells in rows if cells)]
-    axes = _axes(columns, path)
+    axes = _axes(columns, path, _TAGS if examples else ())
     shapes: dict[tuple[str, str], list[tuple[str, dict[str, str]]]] = {}
     for cells in rows:
         where = f"{path}, line {rows.line_num}"
@@ -92,18 +115,18 @@ def _of_table(text: str, path: Path) -> Iterator[Mark]:
         elif axes:
             yield _napari_point(row, axes, where)
         else:
-            yield _row(row, where)
+            yield _row(row, where, examples)
     for vertices in shapes.values():
-        yield _napari_shape(vertices, axes)
+        yield _napari_shape(vertices, axes, examples)
 
 
-def _axes(columns: Sequence[str], path: Path) -> list[str]:
+def _axes(columns: Sequence[str], path: Path, more: Sequence[str]) -> list[str]:
     """The columns of napari's axes, in order; none in another table."""
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         raise DataError(f"{path}: has the column {twice[0]!r} twice.")
     axes = [name for name in columns if re.fullmatch(r"axis-\d+", name)]
-    known = [*_ABOUT, *_NAPARI, *axes] if axes else [*_ABOUT, *_POINT, *_BOX]
+    known = [*_ABOUT, *more, *_NAPARI, *axes] if axes else [*_ABOUT, *more, *_POINT, *_BOX]
     if not axes and columns[0] in ("", "index"):  # pandas numbers the rows
         known.append(columns[0])
     for name in columns:
@@ -132,7 +155,7 @@ def _axes(columns: Sequence[str], path: Path) -> list[str]:
     return ordered
 
 
-def _row(row: Mapping[str, str], where: str) -> Mark:
+def _row(row: Mapping[str, str], where: str, examples: bool) -> Mark:
     given = {name: _number(row[name], name, where) for name in (*_POINT, *_BOX) if row.get(name)}
     has_point = "y" in given or "x" in given
     has_box = bool(given.keys() & {*_BOX})
@@ -144,8 +167,8 @@ def _row(row: Mapping[str, str], where: str) -> Mark:
         raise DataError(f"{where}: has neither a point (y, x) nor a box (y0, x0, y1, x1).")
     if ("z0" in given) != ("z1" in given):
         raise DataError(f"{where}: has only one of z0 and z1.")
-    positive = _positive(row.get("label", ""), where)
-    if not positive and not has_point:
+    positive = is_positive(row.get("label", ""), where)
+    if not positive and not has_point and not examples:
         raise DataError(f"{where}: a box cannot be negative.", hint="Only points can.")
     z = given.get("z")
     box = None
@@ -168,23 +191,27 @@ def _napari_point(row: Mapping[str, str], axes: Sequence[str], where: str) -> Ma
     return Mark(
         where=where,
         points=((_middle(more[-1]) if more else None, y + 0.5, x + 0.5),),
-        positive=_positive(row.get("label", ""), where),
+        positive=is_positive(row.get("label", ""), where),
         **_leading(row, [more], where),
     )
 
 
-def _napari_shape(vertices: Sequence[tuple[str, Mapping[str, str]]], axes: Sequence[str]) -> Mark:
-    """The bounding box of a shape."""
+def _napari_shape(
+    vertices: Sequence[tuple[str, Mapping[str, str]]], axes: Sequence[str], examples: bool
+) -> Mark:
+    """The bounding box of a shape, or for examples its outline."""
     where, row = vertices[0]
-    if not _positive(row.get("label", ""), where):
+    positive = is_positive(row.get("label", ""), where)
+    if not positive and not examples:
         raise DataError(f"{where}: a box cannot be negative.", hint="Only points can.")
     corners = [[_number(row[axis], axis, line) for axis in axes] for line, row in vertices]
     places = [(more[-1] if more else None, y, x) for *more, y, x in corners]
-    return Mark(
-        where=where,
-        box=_box(places, 0.5, where),
-        **_leading(row, [corner[:-2] for corner in corners], where),
-    )
+    about = _leading(row, [corner[:-2] for corner in corners], where)
+    if examples:
+        outline = tuple((_middle(z), y + 0.5, x + 0.5) for z, y, x in places)
+        shape = row["shape-type"].lower()
+        return Mark(where=where, positive=positive, shape=shape, outline=outline, **about)
+    return Mark(where=where, box=_box(places, 0.5, where), **about)
 
 
 def _leading(row: Mapping[str, str], more: Sequence[Sequence[float]], where: str) -> dict[str, Any]:
@@ -210,17 +237,18 @@ def _about(row: Mapping[str, str], where: str) -> dict[str, Any]:
         "frame": frame,
         "object": named,
         "name": named or "",
+        "tag": row.get("tag") or row.get("class") or "",
     }
 
 
 def _of_feature(feature: Feature) -> Mark:
     geometry, properties, where = feature.geometry, feature.properties, feature.where
     label = properties.get("label")
-    positive = _positive("" if label is None else str(label), where)
-    positive = positive and feature.classification.lower() not in _NEGATIVE_CLASSES
+    positive = is_positive("" if label is None else str(label), where)
+    positive = positive and feature.classification.lower() not in NEGATIVE_CLASSES
     if not positive and not geometry.points:
         raise DataError(f"{where}: a box cannot be negative.", hint="Only points can.")
-    image, named = (_text(properties, key, where) for key in ("image", "object"))
+    image, named = (text_of(properties, key, where) for key in ("image", "object"))
     frame = geometry.frame
     if properties.get("frame") is not None:
         frame = whole(properties["frame"], f"{where}: the frame")
@@ -242,11 +270,16 @@ def _of_feature(feature: Feature) -> Mark:
         image=image,
         frame=frame,
         object=named,
-        name=named or _text(properties, "name", where) or "",
+        name=named or text_of(properties, "name", where) or "",
     )
 
 
-def _text(properties: Mapping[str, object], key: str, where: str) -> str | None:
+def text_of(properties: Mapping[str, object], key: str, where: str) -> str | None:
+    """A property that is a text or a number, as a text; None where there is none.
+
+    Raises:
+        DataError: it is something else.
+    """
     value = properties.get(key)
     if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
         return None if value is None else str(value)
@@ -276,8 +309,12 @@ def _nearest(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def _positive(text: str, where: str) -> bool:
-    """What a label says; ``1.0`` is what pandas makes of 1 beside an empty cell."""
+def is_positive(text: str, where: str) -> bool:
+    """What a label says; ``1.0`` is what pandas makes of 1 beside an empty cell.
+
+    Raises:
+        DataError: it is none.
+    """
     label = text.lower().removesuffix(".0")
     if label not in ("", *_POSITIVE, *_NEGATIVE):
         raise DataError(

@@ -129,7 +129,7 @@ def read_prompts(path: Path, names: Sequence[str], movies: Collection[str] = ())
         DataError: a file is missing, damaged or too large; a row or a feature is wrong or names no
             image that there is; an object has only negative points, or more than one box.
     """
-    matched = _Names(tuple(names))
+    matched = ImageNames(tuple(names))
     marks: list[Mark] = []
     if path.is_dir():
         files = files_of(path)
@@ -147,7 +147,7 @@ def read_prompts(path: Path, names: Sequence[str], movies: Collection[str] = ())
                 marks.append(replace(mark, image=image))
     else:
         for mark in read_marks(path):
-            marks.append(replace(mark, image=matched.of(mark)))
+            marks.append(replace(mark, image=matched.of(mark.image, mark.where)))
     groups: dict[tuple[str, int | None, str | int], list[Mark]] = {}
     for number, mark in enumerate(marks):
         if mark.image in movies and mark.frame is None and mark.leading is not None:
@@ -160,11 +160,11 @@ def read_prompts(path: Path, names: Sequence[str], movies: Collection[str] = ())
     return Prompts({key: tuple(sorted(ones, key=_row)) for key, ones in placed.items()})
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files of prompts at a path, sorted: itself, or those in a folder that are not hidden."""
+def files_of(path: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """The files at a path, sorted: itself, or those in a folder that are not hidden."""
     if not path.is_dir():
         return [path]
-    files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = (file for file in path.rglob("*") if file.suffix.lower() in suffixes)
     return sorted(file for file in files if not _hidden(file.relative_to(path)))
 
 
@@ -178,34 +178,47 @@ def within(prompts: Sequence[Prompt], start: ZYX, stop: ZYX) -> tuple[Prompt, ..
     return tuple(_cut(one, start, stop) for one in prompts if _inside(_anchor(one), start, stop))
 
 
-class _Names:
-    """The images to predict, as files call them: exactly, or without folder and extension.
+class ImageNames:
+    """Names of images, as files call them: exactly, or without folder and extension.
 
     A folder that is given, and is not that of the image, is of another image.
+
+    Args:
+        names: of all images.
+        what: what messages call the images.
     """
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], what: str = "those to predict") -> None:
         self._names = names
+        self._what = what
         self._by_stem: dict[str, list[str]] = {}
         for name in names:
             for key in {PurePosixPath(name).name, _stem(name)}:
                 self._by_stem.setdefault(key, []).append(name)
         self._found: dict[str, str] = {}
 
-    def of(self, mark: Mark) -> str:
-        """The image that a mark is for: the only one, where it does not say."""
-        if mark.image is not None:
-            return self.find(mark.image, mark.where)
+    def of(self, image: str | None, where: str) -> str:
+        """The image that is called ``image``: the only one, where that is None.
+
+        Raises:
+            DataError: it cannot be told which image is meant.
+        """
+        if image is not None:
+            return self.find(image, where)
         if len(self._names) != 1:
             raise DataError(
-                f"{mark.where}: does not say which of the {len(self._names)} images it is for.",
+                f"{where}: does not say which of the {len(self._names)} images it is for.",
                 hint="Add a column image, or the property image in GeoJSON; or give a folder with "
                 "a file for each image.",
             )
         return self._names[0]
 
     def find(self, given: str, where: str) -> str:
-        """The image that a file calls ``given``."""
+        """The image that a file calls ``given``.
+
+        Raises:
+            DataError: there is none, or there are several.
+        """
         if given not in self._found:
             self._found[given] = self._find(given, where)
         return self._found[given]
@@ -226,7 +239,7 @@ class _Names:
         close = get_close_matches(_bare(plain), self._names, n=1)
         listed = ", ".join(self._names[:_SHOWN]) + (", ..." if len(self._names) > _SHOWN else "")
         raise DataError(
-            f"{where}: there is no image {given!r} among those to predict.",
+            f"{where}: there is no image {given!r} among {self._what}.",
             hint=f"Did you mean {close[0]!r}?" if close else f"There are: {listed}.",
         )
 

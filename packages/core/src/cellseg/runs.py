@@ -47,6 +47,8 @@ class Request(BaseModel):
     """The backend's options."""
     normaliser: dict[str, Any]
     """What was measured on the training data before the first step."""
+    examples: str = ""
+    """What tells the examples that were learned from others; empty where there are none."""
 
 
 @dataclass(frozen=True)

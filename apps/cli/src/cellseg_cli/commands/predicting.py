@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cellseg.specs import PredictorSpec
+from cellseg.workflows.example_settings import learner_of
 from cellseg.workflows.predict_settings import PredictSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
@@ -24,7 +25,11 @@ def predict(arguments: Arguments) -> Command:
         if line.chosen("prompts"):
             own = replace(own, defaults={})  # what was calibrated is for objects that are found
         groups.append(own)
-    reader = line.reader([group.model for group in groups])
+    trainer = options_of_trainer(line)
+    if trainer is not None:
+        groups.append(trainer)
+    aliases = trainer.aliases if trainer is not None else {}
+    reader = line.reader([group.model for group in groups], aliases=aliases)
     groups.insert(1, reader)
 
     def run(
@@ -38,7 +43,8 @@ def predict(arguments: Arguments) -> Command:
     ) -> None:
         """Segment images with a trained model.
 
-        Give --model to see the options of its backend as well, with this model's defaults.
+        Give --model to see the options of its backend as well, with this model's defaults; or
+        --backend, to segment with published weights, or to learn from --examples first.
         """
         from cellseg.workflows.predict import predict
 
@@ -48,7 +54,12 @@ def predict(arguments: Arguments) -> Command:
                 line.plugins,
                 where,
                 settings,
-                options=given.values(own.model) if own else {},
+                options={
+                    name: value
+                    for group in (own, trainer)
+                    if group is not None
+                    for name, value in given.values(group.model).items()
+                },
                 reader_options=given.values(reader.model),
                 emit=emit,
                 interrupted=interrupted,
@@ -74,3 +85,14 @@ def options_of_backend(line: Line) -> Group | None:
         return None
     spec = line.plugins.get(PredictorSpec, name)
     return Group(spec.options, f"Backend: {name}", calibrated, aliases=spec.aliases)
+
+
+def options_of_trainer(line: Line) -> Group | None:
+    """The options of learning from ``--examples``, for a backend that does."""
+    name = line.chosen("backend")
+    if name is None or line.chosen("model"):
+        return None
+    spec = learner_of(line.plugins, name)
+    if spec is None:
+        return None
+    return Group(spec.options, f"Learning: {name}", aliases=spec.aliases)

@@ -34,11 +34,35 @@ class Item:
     plan: Plan
     """Of each frame."""
     outputs: tuple[Output, ...] = ()
+    planes: tuple[int, ...] | None = None
+    """Those that are segmented, ascending, where each is by itself; None for all. The others stay
+    background."""
+    times: tuple[int, ...] | None = None
+    """The same of the places in ``frames``."""
 
     @property
     def tiles(self) -> int:
-        """Number of tiles in all frames."""
+        """Number of tiles in all frames, also of those that are not segmented."""
         return len(self.plan) * len(self.frames)
+
+    @property
+    def chosen(self) -> Sequence[int]:
+        """The numbers of the tiles that are segmented, ascending."""
+        size = len(self.plan)
+        if self.planes is None:
+            inner: Sequence[int] = range(size)
+        else:
+            plane = self.plan.grid[1] * self.plan.grid[2]
+            inner = [z * plane + tile for z in self.planes for tile in range(plane)]
+        if self.planes is None and self.times is None:
+            return range(self.tiles)
+        times = range(len(self.frames)) if self.times is None else self.times
+        return [frame * size + tile for frame in times for tile in inner]
+
+    @property
+    def depth(self) -> int:
+        """How many planes are segmented."""
+        return self.plan.shape[0] if self.planes is None else len(self.planes)
 
     @property
     def spacing(self) -> Spacing:
@@ -122,7 +146,7 @@ class Recipe:
 
     def linked(self, item: Item) -> bool:
         """Whether an image is a volume whose planes are segmented first, and linked then."""
-        return self.refinement.link is not None and not self.volumetric and item.plan.shape[0] > 1
+        return self.refinement.link is not None and not self.volumetric and item.depth > 1
 
 
 def batches(items: Sequence[Item], tiles: Sequence[TileRef], size: int) -> Iterator[list[TileRef]]:

@@ -15,10 +15,9 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
 
-from cellseg.engine.items import Recipe, TileRef, make_items
+from cellseg.engine.items import Item, Recipe, TileRef, make_items
 from cellseg.engine.worker import Outcome, Worker
 from cellseg.errors import DeviceError, PluginError
-from cellseg.outputs.formats import Output
 
 _worker: Worker | None = None
 
@@ -33,9 +32,11 @@ class Pool(AbstractContextManager[Callable[[Iterator[list[TileRef]]], Iterator[O
         PluginError: the backend or the reader cannot be sent to another process.
     """
 
-    def __init__(self, recipe: Recipe, outputs: Sequence[tuple[Output, ...]], workers: int) -> None:
+    def __init__(self, recipe: Recipe, items: Sequence[Item], workers: int) -> None:
+        # Not their frames: files that are open cannot be sent.
+        chosen = [(item.name, item.planes, item.times, item.outputs) for item in items]
         try:
-            sent = pickle.dumps((recipe, tuple(outputs)))
+            sent = pickle.dumps((recipe, chosen))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise PluginError(
                 f"The backend {recipe.predictor.name!r} or the reader {recipe.reader.name!r} "
@@ -82,10 +83,14 @@ def _start(sent: bytes) -> None:
     # Ctrl-C goes to all processes of a terminal; the first one decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    recipe, outputs = pickle.loads(sent)
+    recipe, chosen = pickle.loads(sent)
     samples = recipe.reader.open(recipe.images, recipe.reader_options, False)
-    items = make_items(samples, recipe.tiling, recipe.volumetric)
-    items = [replace(item, outputs=o) for item, o in zip(items, outputs, strict=True)]
+    made = make_items(samples, recipe.tiling, recipe.volumetric)
+    found = {item.name: item for item in made}
+    items = [
+        replace(found[name], index=index, planes=planes, times=times, outputs=outputs)
+        for index, (name, planes, times, outputs) in enumerate(chosen)
+    ]
     _worker = Worker(recipe, items)
 
 

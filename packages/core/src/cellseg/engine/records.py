@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.data import ZYX
 from cellseg.engine.plan import Direction
-from cellseg.engine.tile import TileLabels
+from cellseg.engine.tile import TileLabels, no_objects
 from cellseg.files import storage_errors
 
 _COLUMNS = ("area", "centroid", "low", "high", "score", "kind")
@@ -142,6 +143,50 @@ class Record:
                 raw = lz4_decode(file.read(length), out=size)
                 arrays.append(np.frombuffer(raw, dtype).reshape(shape))
         return arrays
+
+
+class NoRecord(Record):
+    """Of a tile that is not segmented: background, with a probability of 0 for every class.
+
+    Args:
+        shape: of its core, ``(z, y, x)``.
+        classes: number of classes of the image's probabilities.
+    """
+
+    def __init__(self, shape: ZYX, classes: int = 0) -> None:
+        self._shape = shape
+        self._classes = classes
+
+    def whole(self) -> bool:
+        """There is nothing that could be damaged."""
+        return True
+
+    @property
+    def core(self) -> NDArray[Any]:
+        """Background."""
+        return np.zeros(self._shape, np.uint16)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A field of ``Objects`` without any."""
+        return np.asarray(getattr(no_objects(), name))
+
+    @property
+    def count(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def classes(self) -> int:
+        """As those of the tiles that are segmented."""
+        return self._classes
+
+    def probabilities(self, kind: int, first: int, last: int) -> NDArray[np.float16]:
+        """Zeros, ``(last - first, y, x)``."""
+        return np.zeros((last - first, *self._shape[1:]), np.float16)
+
+    def strip(self, direction: Direction) -> NDArray[Any]:
+        """Never asked for: there are no objects to compare."""
+        raise LookupError("A tile that is not segmented has no windows.")
 
 
 class PartsOnDisk:

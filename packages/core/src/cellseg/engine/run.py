@@ -104,8 +104,9 @@ class Prediction:
             failed: set[int] = set()
             if not self._share.retry_failed:
                 failed = self._work.failed_tiles(item.index) - done
-            mine = {t for t in range(item.tiles) if (number + t) % parts == part - 1}
-            number += item.tiles
+            chosen = item.chosen
+            mine = set(chosen[(part - 1 - number) % parts :: parts])
+            number += len(chosen)
             self._total += len(mine)
             if item.index in finished:
                 self._step += len(mine)
@@ -118,8 +119,7 @@ class Prediction:
 
     def _runner(self) -> AbstractContextManager[Runner]:
         if self._share.workers > 1:
-            outputs = [item.outputs for item in self._items]
-            return Pool(self._recipe, outputs, self._share.workers)
+            return Pool(self._recipe, self._items, self._share.workers)
         return nullcontext(self._here)
 
     def _here(self, units: Iterator[list[TileRef]]) -> Iterator[Outcome]:
@@ -177,11 +177,12 @@ class Prediction:
 
     def _finish(self, item: Item) -> None:
         """Write an image whose tiles are all done, unless another process is at it."""
-        if self._work.recorded(item.index) < item.tiles:
+        count = len(item.chosen)
+        if self._work.recorded(item.index) < count:
             return
         with self._work.lock(f"items/{item.index:06d}/stitch") as alone:
             # Another process may have written it, and removed the tiles, in between.
-            if alone and self._work.recorded(item.index) == item.tiles:
+            if alone and self._work.recorded(item.index) == count:
                 self._objects[item.index] = self._worker.finalise(item)
 
     def _finish_all(self) -> None:

@@ -12,14 +12,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cellseg.engine.records import is_whole, write_quickly
 from cellseg.errors import ConfigError, UsageError
-from cellseg.files import storage_errors, write_atomic
+from cellseg.files import remove, storage_errors, write_atomic
 from cellseg.options import flag
 
 
@@ -41,12 +41,13 @@ class WorkDir:
         """Whether a prediction began here."""
         return (self.path / "request.json").is_file()
 
-    def start(self, request: Mapping[str, object]) -> None:
-        """Forget what was here, and remember a new request."""
+    def start(self, request: Mapping[str, object], keep: Collection[str] = ()) -> None:
+        """Forget what was here, but for the entries to ``keep``, and remember a new request."""
         with storage_errors(self.path):
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True)
+            for entry in self.path.iterdir() if self.path.exists() else ():
+                if entry.name not in keep:
+                    remove(entry)
+            self.path.mkdir(parents=True, exist_ok=True)
         self.join(request)
 
     def join(self, request: Mapping[str, object]) -> None:

@@ -15,7 +15,7 @@ from cellseg.engine.items import Item, Recipe, TileRef
 from cellseg.engine.labels import StitchedLabels
 from cellseg.engine.plan import Box
 from cellseg.engine.probabilities import StitchedProbabilities
-from cellseg.engine.records import PartsOnDisk, Record, save, write_quickly
+from cellseg.engine.records import NoRecord, PartsOnDisk, Record, save, write_quickly
 from cellseg.engine.refine import refine
 from cellseg.engine.segment import Segmenter
 from cellseg.engine.state import WorkDir
@@ -132,10 +132,16 @@ class Worker:
         frames: list[LazyArray] = []
         objects: list[Objects] = []
         likely: list[LazyArray] = []
-        size = len(item.plan)
+        size, chosen, classes = len(item.plan), set(item.chosen), 0
+        if self._recipe.job.probabilities:  # what is not segmented has as many classes
+            classes = Record(self._work.record(item.index, min(chosen))).classes
         for frame in range(len(item.frames)):
-            paths = (self._work.record(item.index, frame * size + i) for i in range(size))
-            records = [Record(path) for path in paths]
+            records = [
+                Record(self._work.record(item.index, frame * size + i))
+                if frame * size + i in chosen
+                else NoRecord(item.plan.core_box(i).shape, classes)
+                for i in range(size)
+            ]
             joined = self._stitch(item, records)
             joined = self._refined(item, joined, StitchedLabels(item.plan, records, joined))
             frames.append(StitchedLabels(item.plan, records, joined))

@@ -35,6 +35,8 @@ class Output:
     probabilities: bool = False
     """Whether these are the probabilities of the classes instead of the labels. HDF5 files and new
     OME-Zarr containers hold both."""
+    smoothing: float = 0.0
+    """Tolerance in pixels with which outlines are simplified; only for those of GeoJSON."""
 
 
 def output_for(format: Format, folder: Path, name: str, label_name: str) -> Output:

@@ -32,7 +32,7 @@ def write(result: Result, output: Output) -> None:
     elif output.format == "geojson":
         from cellseg.outputs.geojson import write_geojson
 
-        write_geojson(result, output.path)
+        write_geojson(result, output.path, output.smoothing)
     elif output.format == "csv":
         from cellseg.outputs.table import write_csv
 

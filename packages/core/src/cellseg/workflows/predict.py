@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,15 @@ from cellseg.bundle import Bundle
 from cellseg.engine.items import Item, Recipe, make_items
 from cellseg.engine.run import Prediction, Share, remove_leftovers
 from cellseg.engine.state import WorkDir, check_startable
-from cellseg.errors import ConfigError, DataError, InterruptedRunError, UsageError
+from cellseg.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    InterruptedRunError,
+    UsageError,
+)
 from cellseg.events import Emit, Note
-from cellseg.files import make_folder
+from cellseg.files import make_folder, remove
 from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import describe, reader_for
@@ -27,6 +34,7 @@ from cellseg.workflows.models import (
     predictor_for,
     tiling_for,
 )
+from cellseg.workflows.predict_examples import RUN, Lesson, learned, lesson_of
 from cellseg.workflows.predict_objects import (
     hole_notes,
     linking_notes,
@@ -36,6 +44,7 @@ from cellseg.workflows.predict_objects import (
     refuse_unlinked,
 )
 from cellseg.workflows.predict_outputs import formats_for, outputs_for, refuse_collisions
+from cellseg.workflows.predict_selection import places_of, prompt_notes, selection_of
 from cellseg.workflows.predict_settings import PredictSettings
 from cellseg.workflows.predict_summary import (
     PlannedImage,
@@ -94,9 +103,10 @@ def predict(
     """
     began = time.monotonic()
     share = _share(settings)
-    recipe, items, request = _resolve(
-        plugins, images, settings, dict(options or {}), dict(reader_options or {})
-    )
+    reading = dict(reader_options or {})
+    lesson, wanted = lesson_of(plugins, images, settings, options or {}, reading)
+    resolved = partial(_resolve, plugins, images, settings, wanted, reading, lesson)
+    recipe, items, request, notes = resolved()
     if settings.dry_run:
         return _dry_run(items, recipe, settings)
     work = WorkDir(recipe.work)
@@ -116,17 +126,31 @@ def predict(
             return _summary(items, summary["objects"], began)
     else:
         _refuse_to_overwrite(items, settings)
-    for note in _notes(items, recipe):
+    for note in _notes(items, recipe) + notes:
         emit(Note(note))
-    prediction = Prediction(recipe, items, share, emit, interrupted)
-    prediction.load()
+    if lesson is None:
+        prediction = Prediction(recipe, items, share, emit, interrupted)
+        prediction.load()
+    ours = not again and settings.shard is None
+    new = [path for path in (settings.output,) if path and not path.exists()]
+    new = [work.path, *new] if ours or not work.path.exists() else new
     if settings.output is not None:
         make_folder(settings.output)
     if again or settings.shard is not None:
         make_folder(work.path)
         work.join(request)
     else:
-        work.start(request)
+        work.start(request, keep=(RUN,) if lesson and lesson.reusable(work) else ())
+    if lesson is not None:
+        try:
+            run = learned(plugins, lesson, work, emit, interrupted)
+            recipe, items, *_ = resolved(run)
+            prediction = Prediction(recipe, items, share, emit, interrupted)
+            prediction.load()
+        except (ConfigError, DataError, DeviceError):  # the request is invalid after all
+            for path in new:
+                remove(path)
+            raise
     try:
         objects = prediction.run()
     except KeyboardInterrupt:
@@ -140,6 +164,8 @@ def predict(
                 if again or settings.shard is not None:
                     remove_leftovers(items)
                 work.complete({"objects": {str(i): n for i, n in objects.items()}})
+    if lesson is not None:
+        emit(Note(f"What was learned from the examples can be used again: --model {run}"))
     return _summary(items, objects, began)
 
 
@@ -149,15 +175,25 @@ def _resolve(
     settings: PredictSettings,
     options: Mapping[str, object],
     reader_options: Mapping[str, object],
-) -> tuple[Recipe, list[Item], dict[str, object]]:
-    model, bundle = Bundle.find(settings.model) if settings.model is not None else (None, None)
+    lesson: Lesson | None,
+    run: Path | None = None,
+) -> tuple[Recipe, list[Item], dict[str, object], list[str]]:
+    """How and what to segment, what must be the same on a resume, and what is left out.
+
+    With examples, a first call knows no more of the model than the ``lesson`` says; what it says
+    must be the same does not change when the ``run`` is there.
+    """
+    path = run or settings.model
+    model, bundle = Bundle.find(path) if path is not None else (None, None)
+    if lesson is not None and bundle is None:
+        bundle = lesson.expected
     predictor = predictor_for(plugins, settings, bundle)
     if settings.output_probs and not predictor.probabilities:
         raise ConfigError(
             f"--output-probs: the backend {predictor.name!r} gives no probabilities.",
             hint="Leave it out.",
         )
-    normaliser = normaliser_of(settings, bundle)
+    normaliser = normaliser_of(settings, bundle) if lesson is None else lesson.expected.normaliser
     volumetric = is_volumetric(predictor, bundle)
     refinement = refinement_of(settings, predictor, volumetric)
     wanted = unaliased(options, predictor.aliases)
@@ -173,8 +209,14 @@ def _resolve(
     check_images(samples, images, bundle)
     tiling = tiling_for(settings, bundle, predictor, volumetric)
     items = make_items(samples, tiling, volumetric)
-    refuse_unlinked(settings, items)
     prompts, shown = prompts_of(settings, predictor, items)
+    current = None if prompts is None else places_of(prompts)
+    if lesson is not None:
+        current = set(lesson.places)
+    selection = selection_of(settings, items, predictor, volumetric, current)
+    found, items = len(items), selection.of(items)
+    notes = selection.notes(items, found) + prompt_notes(prompts, items)
+    refuse_unlinked(settings, items)
     formats = formats_for(settings, samples)
     items = [replace(item, outputs=outputs_for(item, formats, settings)) for item in items]
     refuse_collisions(items)
@@ -198,12 +240,14 @@ def _resolve(
         refinement=refinement,
         prompts=prompts,
     )
-    request = settings.model_dump(mode="json", exclude=set(_FREE))
+    named = {"examples", "example_images"}  # what they hold counts, and not how they are called
+    request = settings.model_dump(mode="json", exclude={*_FREE, *named})
     request |= identity_of(
         images, items, (predictor, model, bundle), reader, parsed, parsed_reading
     )
-    request |= {"prompts": shown, "format": list(formats)}
-    return recipe, items, request
+    request |= {"prompts": shown, "format": list(formats), **selection.identity}
+    request |= lesson.identity if lesson is not None else {}
+    return recipe, items, request, notes
 
 
 def _work(images: Path, settings: PredictSettings) -> Path:

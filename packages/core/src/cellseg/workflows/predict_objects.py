@@ -57,10 +57,16 @@ def refinement_of(
 
 
 def refuse_unlinked(settings: PredictSettings, items: Sequence[Item]) -> None:
-    """Raise a ConfigError where linking is asked for, but no image has several planes."""
-    if any(item.plan.shape[0] > 1 for item in items):
+    """Raise a ConfigError where linking is asked for, but no image has several planes to link."""
+    if any(item.depth > 1 for item in items):
         return
+    volumes = any(item.plan.shape[0] > 1 for item in items)
     for name in ("link_slices", "link_overlap", "link_gap"):
+        if getattr(settings, name) and volumes:
+            raise ConfigError(
+                f"{flag(name)} does nothing: --batch-z leaves a single plane of each volume.",
+                hint="Leave it out, or segment neighbouring planes.",
+            )
         if getattr(settings, name):
             raise ConfigError(
                 f"{flag(name)} does nothing: none of the images has more than one plane.",
@@ -89,7 +95,7 @@ def hole_notes(items: Sequence[Item], refinement: Refinement) -> list[str]:
 
 def linking_notes(items: Sequence[Item], refinement: Refinement, volumetric: bool) -> list[str]:
     """What is said before planes are linked."""
-    volumes = [item for item in items if item.plan.shape[0] > 1]
+    volumes = [item for item in items if item.depth > 1]
     how = refinement.link
     if how is None or volumetric or not volumes:
         return []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cellseg.data import Dataset
 from cellseg.engine.items import Item
-from cellseg.errors import DataError, UsageError
+from cellseg.errors import ConfigError, DataError, UsageError
 from cellseg.outputs.formats import (
     Format,
     Output,
@@ -27,6 +28,7 @@ def formats_for(settings: PredictSettings, samples: Dataset) -> tuple[Format, ..
     Raises:
         UsageError: no folder is given and the images are no OME-Zarr, or it is a file; or none of
             the formats can hold what is asked for.
+        ConfigError: outlines are to be simplified, and none are written.
     """
     output = settings.output
     if output is not None:
@@ -41,6 +43,7 @@ def formats_for(settings: PredictSettings, samples: Dataset) -> tuple[Format, ..
                 f"--output-probs: --format {formats[0]} cannot hold probabilities.",
                 hint=f"Add one of: {', '.join('--format ' + name for name in _WITH_VOXELS)}",
             )
+        _refuse_smoothing(settings, formats)
         return formats
     from cellseg.ome.write import is_image
 
@@ -56,6 +59,7 @@ def formats_for(settings: PredictSettings, samples: Dataset) -> tuple[Format, ..
         raise UsageError(
             f"--format {others[0]} needs --output: only OME-Zarr labels go into the images."
         )
+    _refuse_smoothing(settings, ())
     return ("ome-zarr",)
 
 
@@ -68,7 +72,12 @@ def outputs_for(
         DataError: its name would lead out of the folder.
         UsageError: no folder is given, and the image is no OME-Zarr.
     """
-    outputs = _labels_for(item, formats, settings)
+    outputs = tuple(
+        replace(output, smoothing=settings.smoothing or 0.0)
+        if output.format == "geojson"
+        else output
+        for output in _labels_for(item, formats, settings)
+    )
     if not settings.output_probs:
         return outputs
     beside = (probabilities_beside(output) for output in outputs)
@@ -87,6 +96,15 @@ def refuse_collisions(items: Sequence[Item]) -> None:
                     hint="Rename one of the images, or segment them one after the other into "
                     "different folders.",
                 )
+
+
+def _refuse_smoothing(settings: PredictSettings, formats: Sequence[Format]) -> None:
+    """Raise a ConfigError where outlines are to be simplified, and none are written."""
+    if settings.smoothing is not None and "geojson" not in formats:
+        raise ConfigError(
+            "--smoothing is for outlines, and none of the formats has them.",
+            hint="Add --format geojson (beside --format tiff or others), or leave it out.",
+        )
 
 
 def _labels_for(

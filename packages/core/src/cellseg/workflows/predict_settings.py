@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cellseg.options import Options
 from cellseg.outputs.formats import Format
+from cellseg.workflows.example_settings import ExampleOptions
 
 
-class PredictSettings(Options):
+class PredictSettings(ExampleOptions):
     """What ``cellseg predict`` can be told, apart from the backend's and the reader's options."""
 
     panels: ClassVar = {
-        "Output": ("output", "format", "output_probs", "label_name", "overwrite"),
+        "Examples": ("example_images",),
+        "Batch": ("batch_xy", "batch_z", "batch_time"),
+        "Output": ("output", "format", "output_probs", "smoothing", "label_name", "overwrite"),
         "Objects": (
             "link_slices",
             "link_overlap",
@@ -39,16 +41,31 @@ class PredictSettings(Options):
     model: Path | None = None
     """A trained model: the run directory of cellseg train, or a model directory."""
     backend: str | None = None
-    """Backend to segment with, where no model is given: its own published weights."""
+    """Backend to segment with, where no model is given: its own published weights, or what it
+    learns from --examples."""
     reader: str = "auto"
     """How to read the images; 'auto' looks at the files."""
     prompts: Path | None = None
     """A CSV or GeoJSON file of points and boxes that show the objects to segment, or a folder with
     one for each image; for backends that take such prompts. By default the backend finds the
     objects by itself."""
+    example_images: Path | None = None
+    """The images that the examples lie in, if other ones than those to segment; they are read in
+    the same way."""
     polarity: Literal["as-is", "bright", "dark"] | None = None
     """Whether objects are brighter or darker than what surrounds them: dark inverts the image,
-    bright and as-is leave it alone. Only for published weights; a trained model has its own."""
+    bright and as-is leave it alone. Only for published weights and with --examples; a trained model
+    has its own."""
+    batch_xy: str | None = Field(None, coerce_numbers_to_str=True)
+    """Which images to segment, in the order in which they are listed: "1-3, 5-8", "4" or "all",
+    counted from 1 as in NimbusImage; "current" means those that hold the examples or
+    prompts. By default all."""
+    batch_z: str | None = Field(None, coerce_numbers_to_str=True)
+    """Which planes of each image to segment, in the same way; the others stay empty. Not for models
+    that segment volumes as a whole. By default all."""
+    batch_time: str | None = Field(None, coerce_numbers_to_str=True)
+    """Which frames of each movie to segment, in the same way; the others stay empty. By default
+    all."""
     output: Path | None = None
     """Folder for the results. Without it, labels go into the OME-Zarr images themselves."""
     format: tuple[Format, ...] = ()
@@ -58,6 +75,9 @@ class PredictSettings(Options):
     """Also write the probability of each class at each voxel: beside a TIFF as
     NAME_probabilities.tif, in HDF5 as the data set probabilities, in an OME-Zarr as the image
     LABELNAME_probabilities. Not every backend has them."""
+    smoothing: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Simplify the outlines of --format geojson (Douglas-Peucker) with this tolerance, in pixels;
+    each object by itself. By default, and with 0, they follow the pixels exactly."""
     label_name: str = Field("cells", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the labels in an OME-Zarr."""
     overwrite: bool = False
@@ -110,3 +130,13 @@ class PredictSettings(Options):
     """How often to try failed tiles again before giving up on them."""
     dry_run: bool = False
     """Only show the files, axes, tiles, outputs and memory it would take."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_what(self) -> PredictSettings:
+        if self.example_images is not None and self.examples is None:
+            raise ValueError("--example-images does nothing without --examples")
+        if self.examples is not None and self.model is not None:
+            raise ValueError(
+                "--examples and --model exclude each other: a model has learned what to look for"
+            )
+        return self

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cellseg.engine.items import Item
 from cellseg.engine.refine import Refinement
+from cellseg.workflows.predict_selection import part_of
 
 _BASE = 300 << 20
 """Python and its libraries, without the model."""
@@ -28,6 +29,8 @@ class PlannedImage:
     outputs: tuple[Path, ...]
     linked: bool = False
     """Whether objects of its planes are linked."""
+    part: str = ""
+    """Which planes and frames are segmented, such as "planes 2-4 of 10"; empty for all."""
 
     @classmethod
     def of(cls, item: Item, linked: bool = False) -> PlannedImage:
@@ -40,10 +43,11 @@ class PlannedImage:
             shape=(len(item.frames), *shape) if item.movie else shape,
             dtype=str(first.image.dtype),
             channels=first.channels,
-            tiles=item.tiles,
+            tiles=len(item.chosen),
             tile_shape=(shape[0], *_largest(item)),
             outputs=tuple(output.path for output in item.outputs),
             linked=linked,
+            part=part_of(item),
         )
 
     def line(self) -> str:
@@ -52,9 +56,10 @@ class PlannedImage:
         tile = " x ".join(str(n) for n in self.tile_shape[1:])
         channels = f" ({', '.join(self.channels)})" if self.channels else ""
         linked = ", planes linked" if self.linked else ""
+        part = f", only {self.part}" if self.part else ""
         targets = ", ".join(str(path) for path in self.outputs)
         return (
-            f"{self.name}: {self.axes} {shape} {self.dtype}{channels}, "
+            f"{self.name}: {self.axes} {shape} {self.dtype}{channels}{part}, "
             f"{self.tiles} tile(s) of up to {tile}{linked} -> {targets}"
         )
 
@@ -118,6 +123,7 @@ class PredictSummary:
                     "tiles": image.tiles,
                     "tile_shape": list(image.tile_shape),
                     "linked": image.linked,
+                    "part": image.part,
                     "outputs": [str(path) for path in image.outputs],
                 }
                 for image in self.planned
@@ -169,7 +175,7 @@ def disk_estimate(items: Sequence[Item], classes: int = 0) -> int:
         z, y, x = item.plan.shape
         voxels = z * y * x * len(item.frames)
         if item.tiles > 1:
-            most += voxels * (4 + 2 * classes)
+            most += voxels * len(item.chosen) // item.tiles * (4 + 2 * classes)
         for output in item.outputs:
             images = {"tiff": 1.0, "hdf5": 1.0, "ome-zarr": 4 / 3}.get(output.format, 0.0)
             both = output.format == "hdf5" or (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from cellseg.files import remove, remove_leftovers
 from cellseg.normalise import Normaliser
 from cellseg.options import Options, parse, unaliased
 from cellseg.plugins import Plugins
-from cellseg.readers import open_dataset, overview, reader_for
+from cellseg.readers import overview, reader_for
 from cellseg.runs import Request, RunDir
-from cellseg.specs import TrainerSpec, TrainJob
-from cellseg.splits import Splits, make_splits, select, weighted
+from cellseg.specs import DatasetSpec, TrainerSpec, TrainJob
 from cellseg.workflows.aliases import sorted_out
+from cellseg.workflows.train_data import UNSPLIT, Material, material_of, refuse_idle
 from cellseg.workflows.train_settings import TrainSettings
 
 MOST_KINDS = 5
@@ -68,24 +68,81 @@ def train(
     reader = reader_for(plugins, data, settings.reader)
     read = parse(reader.options, unaliased(given, reader.aliases))
     refuse_clashes(settings, read, chosen)
-    train_set, val_set, splits = _split(plugins, data, settings, reader.name, read)
-    _check_samples(train_set + val_set)
-    request = Request(
-        backend=backend,
-        backend_version=plugins.version(backend),
-        cellseg_version=_version(),
-        data=data.absolute(),
-        settings=_resolved(settings),
-        reader=reader.name,
-        reader_options=read.model_dump(mode="json"),
-        options=chosen.model_dump(mode="json"),
-        normaliser=Normaliser.fit(settings, train_set).model_dump(mode="json"),
-    )
-    config = {"backend": backend, **request.settings, **request.reader_options, **request.options}
-    for line in overview(train_set + val_set)[:MOST_KINDS]:
+    refuse_idle(spec, settings, read)
+    material = material_of(plugins, spec, data, settings, reader.name, read)
+    plan = Plan.of(plugins, spec, data, settings, (reader, read), chosen, material)
+    return begin(plugins, plan, out, emit, interrupted)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A training that is checked, and has not begun."""
+
+    request: Request
+    settings: TrainSettings
+    options: Options
+    material: Material
+
+    @classmethod
+    def of(
+        cls,
+        plugins: Plugins,
+        spec: TrainerSpec[Any],
+        data: Path,
+        settings: TrainSettings,
+        reading: tuple[DatasetSpec[Any], Options],
+        options: Options,
+        material: Material,
+    ) -> Plan:
+        """Measure what is to be measured on the images, and write everything down."""
+        if spec.examples:
+            settings = settings.model_copy(update={"epochs": 1})
+        reader, read = reading
+        request = Request(
+            backend=spec.name,
+            backend_version=plugins.version(spec.name),
+            cellseg_version=_version(),
+            data=data.absolute(),
+            settings=_resolved(settings),
+            reader=reader.name,
+            reader_options=read.model_dump(mode="json"),
+            options=options.model_dump(mode="json"),
+            normaliser=Normaliser.fit(settings, material.train).model_dump(mode="json"),
+            examples=material.digest,
+        )
+        return cls(request, settings, options, material)
+
+
+def begin(
+    plugins: Plugins,
+    plan: Plan,
+    out: Path,
+    emit: Emit,
+    interrupted: Callable[[], bool],
+) -> RunDir:
+    """Make the run directory and train.
+
+    Args:
+        plugins: where to find the backend.
+        plan: what to do.
+        out: the run directory to make.
+        emit: gets each event, after the run has recorded it.
+        interrupted: asked after each step; True stops the training with its state saved.
+
+    Raises:
+        CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
+    """
+    request, material = plan.request, plan.material
+    config = {"backend": request.backend, **request.settings}
+    if material.examples:
+        config = {name: value for name, value in config.items() if name not in UNSPLIT}
+    config |= {**request.reader_options, **request.options, "reader": request.reader}
+    for line in overview([*material.train, *material.val])[:MOST_KINDS]:
         emit(Note(f"Images: {line}"))
-    run = RunDir.create(out, request, {**config, "reader": reader.name}, splits)
-    session = _Session(plugins, run, request, settings, chosen, train_set, val_set)
+    for note in material.notes:
+        emit(Note(note))
+    run = RunDir.create(out, request, config, material.splits)
+    session = _Session(plugins, run, request, plan.settings, plan.options, material)
     began = False
 
     def told(event: Event) -> None:
@@ -140,6 +197,15 @@ def resume(
             )
         emit(Note(f"{run} is a fast development run, and finished."))
         return directory
+    spec = plugins.get(TrainerSpec, request.backend)
+    if spec.examples and epochs is not None:
+        raise ConfigError(
+            f"--epochs does nothing with {request.backend}: it learns from examples, in one go.",
+            hint="Leave it out.",
+        )
+    if finished and spec.examples:
+        emit(Note(f"{run} is finished."))
+        return directory
     if finished and (epochs is None or epochs <= planned):
         emit(Note(f"{run} is finished: all {planned} epochs are done. --epochs N trains longer."))
         return directory
@@ -147,10 +213,9 @@ def resume(
     if device is not None:
         changes["device"] = device
     settings = parse(TrainSettings, {**request.settings, **changes}, str(run))
-    spec = plugins.get(TrainerSpec, request.backend)
     chosen = parse(spec.options, request.options, str(run))
-    train_set, val_set = samples_of(plugins, directory)
-    _Session(plugins, directory, request, settings, chosen, train_set, val_set).go(
+    material = _material_again(plugins, directory)
+    _Session(plugins, directory, request, settings, chosen, material).go(
         emit, interrupted, again=True
     )
     return directory
@@ -163,16 +228,30 @@ def samples_of(plugins: Plugins, run: RunDir) -> tuple[list[Sample], list[Sample
         plugins: where to find the reader.
         run: started before; it need not be finished.
 
+    Returns:
+        Without labels, and no validation images, where it learned from examples.
+
     Raises:
         DataError: this is no run, or its data is gone or has changed.
         CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
     """
+    material = _material_again(plugins, run)
+    return list(material.train), list(material.val)
+
+
+def _material_again(plugins: Plugins, run: RunDir) -> Material:
     request, where = run.request(), str(run.path)
     settings = parse(TrainSettings, request.settings, where)
+    spec = plugins.get(TrainerSpec, request.backend)
     reader = reader_for(plugins, request.data, request.reader)
     read = parse(reader.options, request.reader_options, where)
-    train_set, val_set, _ = _split(plugins, request.data, settings, reader.name, read, run.splits)
-    return train_set, val_set
+    material = material_of(plugins, spec, request.data, settings, reader.name, read, run.splits)
+    if material.digest != request.examples:
+        raise DataError(
+            f"{where}: the examples, or the images they lie in, have changed since it began.",
+            hint="Start a new run.",
+        )
+    return material
 
 
 def refuse_clashes(*groups: Options) -> None:
@@ -199,8 +278,7 @@ class _Session:
     request: Request
     settings: TrainSettings
     options: Options
-    train: list[Sample]
-    val: list[Sample]
+    material: Material
 
     def go(self, emit: Emit, interrupted: Callable[[], bool], again: bool = False) -> None:
         from cellseg.normalise import normalised
@@ -208,10 +286,16 @@ class _Session:
 
         spec = self.plugins.get(TrainerSpec, self.request.backend)
         normaliser = Normaliser.model_validate(self.request.normaliser)
+        shown = self.material.examples
+        images = [normalised(sample, normaliser) for sample in self.material.train]
         job: TrainJob[Any] = TrainJob(
             options=self.options,
-            train=[normalised(sample, normaliser) for sample in self.train],
-            val=[normalised(sample, normaliser) for sample in self.val],
+            train=[] if shown else images,
+            val=[normalised(sample, normaliser) for sample in self.material.val],
+            examples=tuple(
+                replace(one, sample=image) for one, image in zip(shown, images, strict=False)
+            ),
+            classes=self.material.classes,
             epochs=self.settings.epochs,
             seed=self.settings.seed,
             device=self.settings.device,
@@ -234,7 +318,7 @@ class _Session:
 
         try:
             trained = spec.train(job, record)
-            first = self.train[0]
+            first = self.material.train[0]
             Bundle(
                 backend=self.request.backend,
                 backend_version=self.request.backend_version,
@@ -244,98 +328,23 @@ class _Session:
                 channels=first.image.shape[0],
                 channel_names=first.channels,
                 channel_selection=self.request.reader_options.get("channels"),
-                volumetric=any(sample.image.shape[1] > 1 for sample in self.train),
+                volumetric=any(sample.image.shape[1] > 1 for sample in self.material.train),
                 spacing=first.spacing,
                 normaliser=normaliser,
                 tiling=trained.tiling,
                 classes=trained.classes,
                 base_weights=trained.base_weights,
-                trained_on=tuple(sample.name for sample in self.train),
+                trained_on=tuple(sample.name for sample in self.material.train),
                 weights=_checksums(self.run.model),
             ).save(self.run.model)
         finally:
             write_run_report(self.run)
 
 
-def _split(
-    plugins: Plugins,
-    data: Path,
-    settings: TrainSettings,
-    reader: str,
-    options: Options,
-    saved: Path | None = None,
-) -> tuple[list[Sample], list[Sample], Splits]:
-    """The training and validation samples, and the splits that say so.
-
-    Training images of weight 0 are in the splits, but not among the samples. One reader, with one
-    set of options, reads them all.
-    """
-    given = options.model_dump(exclude_unset=True)
-    samples = open_dataset(plugins, data, reader, given, labelled=True)
-    if settings.val is not None:
-        other = reader_for(plugins, settings.val, settings.reader).name
-        if other != reader:
-            raise ConfigError(
-                f"--val {settings.val}: is read as {other}, but {data} as {reader}.",
-                hint="Give both in one format; or choose how to read them: --reader.",
-            )
-        val = list(open_dataset(plugins, settings.val, settings.reader, given, labelled=True))
-        _refuse_shared(samples, val, settings.val)
-        names = Splits(train=tuple(s.name for s in samples), val=tuple(s.name for s in val))
-        return weighted(samples), val, names
-    if saved is not None:
-        splits = Splits.load(saved)
-    else:
-        splits = make_splits(samples, settings, settings.seed)
-    train_set, val_set = select(samples, splits)
-    return weighted(train_set), val_set, splits
-
-
-def _refuse_shared(train_set: Any, val_set: list[Sample], val: Path) -> None:
-    ours, theirs = (
-        {s.path.resolve() for s in side if s.path is not None} for side in (train_set, val_set)
-    )
-    shared = ours & theirs
-    if shared:
-        raise DataError(
-            f"--val {val}: {min(str(path) for path in shared)} is also a training image.",
-            hint="Validation images must not be trained on; leave --val out to split by itself.",
-        )
-
-
-def _check_samples(samples: list[Sample]) -> None:
-    """All images of one training have the same channels and classes."""
-    first = samples[0]
-    for sample in samples:
-        if sample.image.shape[0] != first.image.shape[0]:
-            raise DataError(
-                f"{sample.name} has {sample.image.shape[0]} channels, but {first.name} has "
-                f"{first.image.shape[0]}.",
-                hint="Pick the same ones from each with --channels, such as --channels 0.",
-            )
-        if first.channels and sample.channels and sample.channels != first.channels:
-            raise DataError(
-                f"{sample.name} has the channels {', '.join(sample.channels)}, but {first.name} "
-                f"has {', '.join(first.channels)}.",
-                hint="Pick them by name: --channels " + ",".join(first.channels),
-            )
-        if sample.classes != first.classes:
-            raise DataError(
-                f"{sample.name} has {_table(sample.classes)}, but {first.name} has "
-                f"{_table(first.classes)}.",
-                hint="One training takes one table of classes: the reader collection brings those "
-                "of several data sets into one, by name.",
-            )
-
-
-def _table(classes: tuple[str, ...]) -> str:
-    return f"the classes {', '.join(classes)}" if classes else "no classes"
-
-
 def _resolved(settings: TrainSettings) -> dict[str, Any]:
     """The settings with paths that mean the same from any working directory."""
     values = settings.model_dump(mode="json")
-    for name in ("val", "splits"):
+    for name in ("val", "splits", "examples"):
         if values[name] is not None:
             values[name] = str(Path(values[name]).absolute())
     return values

@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from cellseg.sampling_options import NormaliseOptions
 from cellseg.splits import SplitOptions
+from cellseg.workflows.example_settings import ExampleOptions
 
 
-class TrainSettings(SplitOptions, NormaliseOptions):
+class TrainSettings(ExampleOptions, SplitOptions, NormaliseOptions):
     """What every training takes, whatever the backend."""
 
     panels: ClassVar = {"Run": ("epochs", "seed", "device"), "Data": ("val", "reader")}

@@ -1,0 +1,203 @@
+"""The encoder that needs no weights: a filter bank, small networks, and trees of regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch  # noqa: TID253
+from numpy.typing import NDArray
+from torch import Tensor  # noqa: TID253
+
+from cellseg.torch.masks import FoundMask
+from cellseg_fewshot.filter_bank import responses
+from cellseg_fewshot.filter_view import FilterView, Learned, reduced
+from cellseg_fewshot.foreground import FOLDS, Marked, learn_foreground
+from cellseg_fewshot.region_scores import learn_scores
+from cellseg_fewshot.small_networks import Ensemble
+from cellseg_fewshot.views import FeatureMap, Shown, View
+
+_SIDE = 64
+_STEP = 2
+_LEVELS = (0.2, 0.4, 0.6, 0.75)
+"""Of IoU, between which regions are equally often learned from."""
+_CHANGES = ((0.6, 0.15), (1.6, -0.1), (0.6, -0.1), (1.6, 0.2))
+"""Of contrast and brightness: other images differ from those of the examples."""
+
+
+class FilterEncoder:
+    """What a filter bank sees, what examples teach small networks of it, and regions to choose."""
+
+    def __init__(self, learned: Learned | None, device: torch.device) -> None:
+        """With what was learned before, if anything."""
+        self._learned = learned
+        self._device = device
+        self._calls = 0
+
+    @classmethod
+    def create(cls, device: torch.device) -> FilterEncoder:
+        """An encoder that has learned nothing.
+
+        Args:
+            device: where its networks compute.
+        """
+        return cls(None, device)
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Tensor], device: torch.device) -> FilterEncoder:
+        """An encoder as it was when it gave its state.
+
+        Args:
+            state: what ``FilterEncoder.state`` gave.
+            device: where its networks compute.
+        """
+        if "diameter" not in state:
+            return cls(None, device)
+        parts: dict[str, Ensemble] = {}
+        for part in ("foreground", "scores"):
+            names = [name for name in state if name.startswith(f"{part}.")]
+            tensors = {name.removeprefix(f"{part}."): state[name] for name in names}
+            parts[part] = Ensemble(tensors).to(device)
+        low, high = state["areas"].tolist()
+        learned = Learned(float(state["diameter"]), (low, high), **parts)
+        return cls(learned, device)
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        return "filters"
+
+    @property
+    def calls(self) -> int:
+        """How many planes and crops were encoded so far."""
+        return self._calls
+
+    @property
+    def side(self) -> int:
+        """Pixels along a side that crops are brought to."""
+        return _SIDE
+
+    def view(self, planes: Sequence[NDArray[np.float32]]) -> list[View]:
+        """See planes ``(c, y, x)``."""
+        self._calls += len(planes)
+        return [FilterView(plane, self._learned) for plane in planes]
+
+    def encode_crops(self, crops: Sequence[NDArray[np.float32]]) -> list[FeatureMap]:
+        """Filter responses of square crops ``(c, s, s)``, each brought to the same side."""
+        import cv2
+
+        self._calls += len(crops)
+        found = []
+        for crop in crops:
+            side = crop.shape[-1]
+            how = cv2.INTER_AREA if side > _SIDE else cv2.INTER_LINEAR
+            image = np.stack([cv2.resize(x, (_SIDE, _SIDE), interpolation=how) for x in crop])
+            values = reduced(responses(image, _SIDE / 2), _STEP)
+            found.append(FeatureMap(torch.from_numpy(values), (side * _STEP / _SIDE,) * 2))
+        return found
+
+    def fit(self, shown: Sequence[tuple[NDArray[np.float32], Sequence[Shown]]], seed: int) -> None:
+        """Learn which pixels lie in objects, and which regions are objects.
+
+        The result does not depend on the order of planes and examples.
+
+        Args:
+            shown: planes ``(c, y, x)`` with the examples in them.
+            seed: of what is random.
+        """
+        planes = sorted(
+            ((plane, sorted(examples, key=_key)) for plane, examples in shown),
+            key=lambda one: [_key(x) for x in one[1]],
+        )
+        wanted = [x.mask.mask.sum() for _, examples in planes for x in examples if x.kind]
+        if not wanted:
+            return
+        areas = np.sort(np.array(wanted, np.float64))
+        diameter = float(np.sqrt(np.median(areas)))
+        empty = Learned(diameter, (float(areas[0]), float(areas[-1])), _NOTHING, None)
+        views = [FilterView(plane, empty) for plane, _ in planes]
+        marked = [_marked(v, x) for v, (_, x) in zip(views, planes, strict=True)]
+        scaled = views[0].diameter
+        foreground = learn_foreground(marked, scaled, seed).to(self._device)
+        part = Learned(diameter, empty.areas, foreground, None)
+        scores = _learn_regions([v.plane for v in views], marked, part, seed).to(self._device)
+        self._learned = Learned(diameter, empty.areas, foreground, scores)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What was learned; nothing before the first examples."""
+        one = self._learned
+        if one is None or one.scores is None:
+            return {}
+        tensors = {"diameter": torch.tensor(one.diameter), "areas": torch.tensor(one.areas)}
+        for part, ensemble in (("foreground", one.foreground), ("scores", one.scores)):
+            tensors |= {f"{part}.{name}": x.cpu() for name, x in ensemble.tensors.items()}
+        return tensors
+
+
+_NOTHING = Ensemble({})
+
+
+def _key(one: Shown) -> tuple[int, tuple[int, int], tuple[int, ...], bytes]:
+    return one.kind, one.mask.corner, one.mask.mask.shape, one.mask.mask.tobytes()
+
+
+def _marked(view: FilterView, examples: Sequence[Shown]) -> Marked:
+    masks = [_within(view, x.mask) for x in examples]
+    nothing = np.zeros(view.image.shape[1:], bool)
+    return Marked(
+        [view.responses, *(responses(view.image * a + b, view.diameter) for a, b in _CHANGES)],
+        [mask for mask, x in zip(masks, examples, strict=True) if x.kind],
+        np.logical_or.reduce(
+            [nothing, *(mask for mask, x in zip(masks, examples, strict=True) if not x.kind)]
+        ),
+    )
+
+
+def _within(view: FilterView, one: FoundMask) -> NDArray[np.bool_]:
+    """The mask in the reduced plane: cells of which at least half lies in it, or the fullest."""
+    whole = np.zeros((1, *view.size), np.float32)
+    rows, columns = (slice(c, c + n) for c, n in zip(one.corner, one.mask.shape, strict=True))
+    whole[0, rows, columns] = one.mask
+    share = reduced(whole, view.factor)[0]
+    return np.asarray(share >= min(0.5, share.max()))
+
+
+def _learn_regions(
+    planes: Sequence[NDArray[np.float32]], marked: Sequence[Marked], learned: Learned, seed: int
+) -> Ensemble:
+    """Networks that score regions, from those that the examples tell something about."""
+    tables, targets, kinds, number = [], [], [], 0
+    folds = min(FOLDS, sum(len(one.objects) for one in marked))
+    for plane, one in zip(planes, marked, strict=True):
+        view = FilterView(plane, learned)
+        view.responses = one.pixels[0]
+        low, high = view.limits()
+        index = [(number + i) % FOLDS for i in range(len(one.objects))]
+        number += len(one.objects)
+        for fold in range(folds):
+            objects = [x for x, f in zip(one.objects, index, strict=True) if f == fold]
+            if not objects:
+                continue
+            maps = np.stack([*objects, one.others]).astype(np.float32)
+            sizes = maps.sum((1, 2))
+            for regions, measured in view.regions(fold):
+                shared = regions.sums(maps)
+                areas = measured.areas[:, None]
+                iou = (shared / (areas + sizes - shared))[:, :-1].max(1)
+                known = ((shared > 0.5 * areas) | (shared[:, :] > 0.5 * sizes.clip(1)))[:, :-1]
+                other = shared[:, -1] > 0.5 * areas[:, 0]
+                fits = (areas[:, 0] >= low / 2) & (areas[:, 0] <= high * 2)
+                told = fits & (known.any(1) | other)
+                free = np.flatnonzero(fits & ~told & (shared[:, :-1].sum(1) == 0))
+                rows = np.concatenate([np.flatnonzero(told), free])
+                tables.append(measured.table[rows])
+                targets.append(np.where(other, 0, iou)[rows])
+                kinds.append(np.where(told[rows], np.digitize(targets[-1], _LEVELS), len(_LEVELS) + 1))
+    kind = np.concatenate(kinds)
+    weight = 1 / np.bincount(kind)[kind]
+    return learn_scores(
+        np.concatenate(tables),
+        np.concatenate(targets).astype(np.float32),
+        weight.astype(np.float32),
+        seed,
+    )

@@ -1,0 +1,227 @@
+"""Segment Anything (Kirillov et al., arXiv:2304.02643) and micro-SAM's generalists as encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: TID253
+from torch import Tensor  # noqa: TID253
+
+from cellseg.errors import ConfigError, WeightsError
+from cellseg.events import Emit
+from cellseg.specs import BaseWeights
+from cellseg.torch.frames import Frame
+from cellseg.torch.mask_generation import Decode
+from cellseg.torch.sam.architecture import Architecture
+from cellseg.torch.sam.model import SegmentAnything
+from cellseg.torch.sam.weights import load_checkpoint, load_published
+from cellseg_fewshot.encoders import EncoderSettings
+from cellseg_fewshot.encoders.asked import AskedEncoder, Asking, arithmetic
+
+_THRESHOLDS = (0.88, 0.95)
+"""Segment Anything's own, of the predicted IoU and of the stability (arXiv:2304.02643, appendix
+B)."""
+_GENERALISTS = {
+    "vit_b_lm": (0.65, 0.7),
+    "vit_l_lm": (0.65, 0.73),
+    "vit_b_em_organelles": (0.75, 0.75),
+    "vit_l_em_organelles": (0.8, 0.8),
+}
+"""Those with which micro-SAM applies its generalists (doi:10.1038/s41592-024-02580-4)."""
+
+
+class SamEncoder(AskedEncoder):
+    """An ``Encoder``.
+
+    Args:
+        model: any of its sizes.
+        name: what users call it.
+        origin: the name of the published weights; None for others, which a model then keeps.
+        asking: how points are answered.
+        dtype: of the arithmetic of the image encoder.
+        device: where to compute.
+        bases: where the weights are from.
+    """
+
+    def __init__(
+        self,
+        model: SegmentAnything,
+        *,
+        name: str,
+        origin: str | None,
+        asking: Asking,
+        dtype: torch.dtype,
+        device: torch.device,
+        bases: tuple[BaseWeights, ...] = (),
+    ) -> None:
+        super().__init__(
+            name=name,
+            side=model.architecture.side,
+            asking=asking,
+            dtype=dtype,
+            device=device,
+            bases=bases,
+        )
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.origin = origin
+        self.adapters: dict[str, Tensor] = {}
+        """What refinement added to the weights, of which it is part already."""
+
+    @classmethod
+    def published(
+        cls, settings: EncoderSettings, device: torch.device, emit: Emit, name: str | None = None
+    ) -> SamEncoder:
+        """With published weights, downloaded if they are not there.
+
+        Args:
+            settings: with the name, unless ``name`` is given.
+            device: where to compute.
+            emit: gets the progress of a download.
+            name: one of ``ENCODERS``.
+
+        Raises:
+            DeviceError: the device cannot compute in this precision.
+            WeightsError: they cannot be had.
+        """
+        name = name or settings.name
+        assert name is not None
+        dtype = arithmetic(settings, device)
+        loaded = load_published(_registered(name), emit)
+        return cls(
+            loaded.model,
+            name=name,
+            origin=name,
+            asking=Asking.of(settings, device, _thresholds(name)),
+            dtype=dtype,
+            device=device,
+            bases=() if loaded.base is None else (loaded.base,),
+        )
+
+    @classmethod
+    def of_file(cls, settings: EncoderSettings, path: Path, device: torch.device) -> SamEncoder:
+        """With weights of a file.
+
+        Raises:
+            ConfigError: it holds another size than the settings name.
+            DeviceError: the device cannot compute in this precision.
+            WeightsError: it is missing or damaged, or holds no such model.
+        """
+        dtype = arithmetic(settings, device)
+        loaded = load_checkpoint(path)
+        named = settings.name
+        if named is not None and _registered(named)[:5] != loaded.name:
+            raise ConfigError(
+                f"--checkpoint {path}: holds a {loaded.name}, not --encoder {named}.",
+                hint="Leave out --encoder: the file says what it holds.",
+            )
+        return cls(
+            loaded.model,
+            name=named or path.name,
+            origin=None,
+            asking=Asking.of(settings, device, _thresholds(named)),
+            dtype=dtype,
+            device=device,
+            bases=() if loaded.base is None else (loaded.base,),
+        )
+
+    @classmethod
+    def restored(
+        cls,
+        description: Mapping[str, Any],
+        state: Mapping[str, Tensor],
+        settings: EncoderSettings,
+        device: torch.device,
+        emit: Emit,
+    ) -> SamEncoder:
+        """The one of a stored model; adapters become part of the weights.
+
+        Raises:
+            ConfigError: adapters need a package that is not installed.
+            DeviceError: the device cannot compute in this precision.
+            WeightsError: published weights cannot be had, or the tensors do not fit.
+        """
+        name, origin = str(description["name"]), description["origin"]
+        if origin is not None:
+            encoder = cls.published(settings, device, emit, origin)
+            if state:
+                from cellseg_fewshot.adapters import apply_adapters
+
+                encoder.adapters = dict(state)
+                apply_adapters(encoder.model.sam, encoder.adapters)
+            return encoder
+        dtype = arithmetic(settings, device)
+        try:
+            model = SegmentAnything(Architecture.of(description["architecture"]))
+            model.load_state_dict(dict(state))
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise WeightsError(
+                f"The model's encoder does not fit its description: {reason}",
+                hint="Train again, or copy the whole model directory.",
+            ) from error
+        return cls(
+            model,
+            name=name,
+            origin=None,
+            asking=Asking.of(settings, device, _thresholds(name)),
+            dtype=dtype,
+            device=device,
+            bases=tuple(BaseWeights(**base) for base in description["bases"]),
+        )
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What ``restored`` needs beside the tensors."""
+        return {
+            "kind": "sam",
+            "name": self.name,
+            "origin": self.origin,
+            "architecture": self.model.architecture.to_dict(),
+            "bases": [asdict(base) for base in self.bases],
+        }
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The adapters of published weights, or all weights of others."""
+        return self.adapters if self.origin is not None else self.model.state_dict()
+
+    def frame(self, size: tuple[int, int]) -> Frame:
+        """As large as it fits into the square."""
+        return self.model.frame(size)
+
+    def prepare(self, images: Tensor, frame: Frame) -> Tensor:
+        """As ``SegmentAnything.prepare``."""
+        return self.model.prepare(images, frame)
+
+    def embed(self, prepared: Tensor) -> Tensor:
+        """Embeddings ``(n, d, grid, grid)`` float32 of what ``prepare`` gives."""
+        with self.autocast():
+            return self.model.encode(prepared).float()
+
+    def see(self, prepared: Tensor) -> list[tuple[Tensor, Decode]]:
+        """For each image its embedding, and what answers points."""
+        embeddings = self.embed(prepared)
+        return [(one, partial(self._decode, one[None])) for one in embeddings]
+
+    def _decode(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Three masks for each point ``(n, 2)`` of the square, x and y."""
+        points = points.to(embedding.device)
+        return self.model.answer(
+            embedding,
+            points=points[:, None],
+            labels=torch.ones(len(points), 1, device=points.device),
+            multimask=True,
+        )
+
+
+def _registered(name: str) -> str:
+    """What core calls published weights: ``sam_vit_h_4b8939`` are those of ``vit_h``."""
+    return name[4:9] if name.startswith("sam_") else name
+
+
+def _thresholds(name: str | None) -> tuple[float, float]:
+    """Of the predicted IoU and of the stability, that suit a model."""
+    return _GENERALISTS.get(name or "", _THRESHOLDS)

@@ -1,0 +1,271 @@
+"""A plane as the encoder without weights sees it: filter responses, and trees of regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2  # noqa: TID253
+import numpy as np
+import torch  # noqa: TID253
+from numpy.typing import NDArray
+from torch import Tensor  # noqa: TID253
+
+from cellseg.torch.mask_pooling import pool_masks
+from cellseg.torch.masks import FoundMask
+from cellseg_fewshot.filter_bank import blurred, responses
+from cellseg_fewshot.foreground import probabilities
+from cellseg_fewshot.region_scores import Measured, Scene, measure, unlearned
+from cellseg_fewshot.regions import Regions, above_thresholds, merged_basins
+from cellseg_fewshot.small_networks import Ensemble
+from cellseg_fewshot.views import FeatureMap
+
+_DIAMETER = 24.0
+"""What the filters are made for while nothing is learned, in pixels."""
+_DETAIL = 28.0
+"""Planes are reduced until an object is about this many pixels wide."""
+_RANGE = 4.0
+"""How many times smaller or larger than the examples an object may be, in area."""
+import os
+_E=int(os.environ.get('E_R','1'))
+_PER_POINT = 8
+_ALIKE = 0.85
+"""Of two nested regions with this IoU, the better one is kept."""
+_LOWEST = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What the examples have taught."""
+
+    diameter: float
+    """Square root of the median area, in pixels."""
+    areas: tuple[float, float]
+    """The smallest and the largest, in pixels."""
+    foreground: Ensemble
+    """Of pixels: whether in an object, and whether at a border."""
+    scores: Ensemble | None
+    """Of regions: the IoU with an object."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The regions of a tree that can be an answer."""
+
+    regions: Regions
+    scores: NDArray[np.float32]
+    """``(n,)`` of all regions."""
+    holding: NDArray[np.int64]
+    """``(n,)``: the smallest kept region that is or holds this one; -1 for none."""
+    pixels: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    """Region ``i`` are the pixels from ``starts[i]`` to ``ends[i]``."""
+
+
+class FilterView:
+    """One plane."""
+
+    def __init__(self, plane: NDArray[np.float32], learned: Learned | None) -> None:
+        """Nothing is computed before it is asked for.
+
+        Args:
+            plane: ``(c, y, x)`` float32.
+            learned: from the examples, if there were any.
+        """
+        self.plane = plane
+        self.learned = learned
+        diameter = learned.diameter if learned else _DIAMETER
+        self.factor = max(1, int(diameter / _DETAIL))
+        self.diameter = diameter / self.factor
+        self.image = reduced(plane, self.factor)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the plane, ``(y, x)``."""
+        return self.plane.shape[1], self.plane.shape[2]
+
+    @cached_property
+    def responses(self) -> NDArray[np.float32]:
+        """Of the filters, ``(d, y, x)`` of the reduced plane."""
+        return responses(self.image, self.diameter)
+
+    def foreground(self, only: int | None = None) -> NDArray[np.float32]:
+        """``(2, y, x)`` of the reduced plane: probability of an object, and of a border; by all
+        networks, or by one."""
+        if self.learned is None:
+            return np.zeros((2, *self.image.shape[1:]), np.float32)
+        return probabilities(self.learned.foreground, self.responses, only)
+
+    @cached_property
+    def features(self) -> FeatureMap:
+        """Standardised responses, and the probability of an object and of a border."""
+        values = torch.from_numpy(self.responses)
+        if self.learned is not None:
+            tensors = self.learned.foreground.tensors
+            mean, spread = (tensors[name].cpu()[:, None, None] for name in ("mean", "spread"))
+            values = ((values - mean) / spread).clamp(-5, 5)
+        values = torch.cat([values, torch.from_numpy(self.foreground())])
+        values = torch.nn.functional.avg_pool2d(values[None], 2, ceil_mode=True)[0]
+        return FeatureMap(values, (2.0 * self.factor, 2.0 * self.factor))
+
+    def describe(self, masks: Sequence[FoundMask]) -> Tensor:
+        """Means inside, and by how much they exceed those around; ``(n, 2 d)``."""
+        features = self.features
+        inside = pool_masks(masks, features.values, features.step)
+        reach = max(2, round(self.diameter * self.factor / 6))
+        rings = [_ring(mask, reach, self.size) for mask in masks]
+        around = pool_masks(rings, features.values, features.step)
+        return torch.cat([inside, inside - around], 1)
+
+    def regions(self, only: int | None = None) -> list[tuple[Regions, Measured]]:
+        """All regions of all trees; with foreground by one network, or by all."""
+        scene = Scene(self.image, self.foreground(only), self.diameter)
+        trees = _trees(scene, self.learned is not None)
+        kinds = np.eye(len(trees), dtype=np.float32)
+        return [(tree, measure(tree, scene, kind)) for tree, kind in zip(trees, kinds, strict=True)]
+
+    @cached_property
+    def _kept(self) -> list[_Kept]:
+        limits = self.limits()
+        found = self.regions()
+        return [_keep(tree, one, self._scores(one, len(found)), limits) for tree, one in found]
+
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest area of an answer, in pixels of the reduced plane."""
+        if self.learned is None:
+            return 9.0, self.image[0].size / 2
+        low, high = self.learned.areas
+        area = self.factor**2
+        return max(4.0, low / _RANGE**_E / area), high * _RANGE / area
+
+    def _scores(self, measured: Measured, sources: int) -> NDArray[np.float32]:
+        if self.learned is None or self.learned.scores is None:
+            return unlearned(measured, sources)
+        table = torch.from_numpy(measured.table)
+        return np.asarray(self.learned.scores.probabilities(table)[:, 0].numpy(), np.float32)
+
+    def answer(self, points: NDArray[np.float32]) -> list[FoundMask]:
+        """The best regions that hold each point, 8 at most, best first."""
+        rows = [self._holding(points, tree) for tree in range(len(self._kept))]
+        table = np.concatenate(rows)
+        scores = np.array([self._kept[t].scores[n] for t, n in table[:, 1:].tolist()])
+        order = np.lexsort((table[:, 2], table[:, 1], -scores, table[:, 0]))
+        table = table[order]
+        first = np.searchsorted(table[:, 0], table[:, 0])
+        table = table[np.arange(len(table)) - first < _PER_POINT]
+        found: dict[tuple[tuple[int, int], tuple[int, ...], bytes], FoundMask] = {}
+        for tree, node in dict.fromkeys((t, n) for t, n in table[:, 1:].tolist()):
+            mask = self._mask(tree, node)
+            found.setdefault((mask.corner, mask.mask.shape, mask.mask.tobytes()), mask)
+        return list(found.values())
+
+    def _holding(self, points: NDArray[np.float32], tree: int) -> NDArray[np.int64]:
+        """Rows of a point, the tree, and a kept region that holds the point."""
+        kept = self._kept[tree]
+        height, width = self.image.shape[1:]
+        cells = np.floor(np.asarray(points, np.float64).reshape(-1, 2) / self.factor)
+        y, x = cells.astype(np.int64).T
+        nodes = kept.holding[kept.regions.smallest[y.clip(0, height - 1), x.clip(0, width - 1)]]
+        who = np.flatnonzero(nodes >= 0)
+        rows = [np.zeros((0, 3), np.int64)]
+        while len(who):
+            at = nodes[who]
+            rows.append(np.stack([who, np.full(len(who), tree), at], 1))
+            above = kept.regions.parents[at]
+            nodes[who] = np.where(above == at, -1, kept.holding[above])
+            who = who[nodes[who] >= 0]
+        return np.concatenate(rows)
+
+    def _mask(self, tree: int, node: int) -> FoundMask:
+        """A region at the size of the plane, without holes."""
+        kept = self._kept[tree]
+        pixels = kept.pixels[kept.starts[node] : kept.ends[node]]
+        y, x = np.divmod(pixels, self.image.shape[2])
+        top, left = int(y.min()), int(x.min())
+        image = np.zeros((int(y.max()) - top + 1, int(x.max()) - left + 1), np.uint8)
+        image[y - top, x - left] = 1
+        outlines, _ = cv2.findContours(image, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(image, outlines, -1, 1, cv2.FILLED)
+        f, (height, width) = self.factor, self.size
+        if f > 1:
+            padded = np.pad(image, 1).astype(np.float32)
+            large = cv2.resize(padded, None, fx=f, fy=f, interpolation=cv2.INTER_LINEAR)
+            image = large[f:-f, f:-f] >= 0.5
+        mask = np.asarray(image[: height - top * f, : width - left * f], bool)
+        return FoundMask(mask, (top * f, left * f), float(kept.scores[node]))
+
+
+def reduced(plane: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Means over squares of ``factor`` pixels; the edge is repeated where they reach beyond."""
+    if factor == 1:
+        return np.ascontiguousarray(plane)
+    c, height, width = plane.shape
+    more = ((0, 0), (0, -height % factor), (0, -width % factor))
+    cells = np.pad(plane, more, mode="edge").reshape(
+        c, -(-height // factor), factor, -(-width // factor), factor
+    )
+    return np.ascontiguousarray(cells.mean((2, 4), dtype=np.float32))
+
+
+def _trees(scene: Scene, learned: bool) -> list[Regions]:
+    fine = scene.diameter / 24
+    image = scene.image.mean(0)
+    smooth = blurred(image, fine)
+    slopes = [np.gradient(blurred(x, fine)) if min(x.shape) > 1 else [x * 0] for x in scene.image]
+    steep = np.sqrt(sum(s * s for two in slopes for s in two)).astype(np.float32)
+    trees = [above_thresholds(smooth), above_thresholds(-smooth), merged_basins(steep, fine)]
+    if learned:
+        p, rim = scene.foreground
+        soft = blurred(p, fine)
+        edge = blurred(rim, fine / 2) + np.hypot(*np.gradient(soft)) if min(p.shape) > 1 else rim
+        trees += [
+            above_thresholds(soft),
+            above_thresholds(soft * (1 - blurred(rim, fine / 2))),
+            merged_basins(np.asarray(edge, np.float32), fine / 2),
+            merged_basins(np.asarray(edge, np.float32), fine * 1.5),
+        ]
+    return trees
+
+
+def _keep(
+    regions: Regions,
+    measured: Measured,
+    scores: NDArray[np.float32],
+    limits: tuple[float, float],
+) -> _Kept:
+    areas, parents = measured.areas, regions.parents
+    good = (areas >= limits[0]) & (areas <= limits[1]) & (scores >= _LOWEST)
+    # A region gives way to a similar one around it if that is better, and the other way round.
+    best = np.full(len(areas), -1, np.int64)
+    holding = np.full(len(areas), -1, np.int64)
+    keep = good.copy()
+    for node in np.flatnonzero(good).tolist():
+        one = int(best[node])
+        if one >= 0 and areas[one] >= _ALIKE * areas[node]:
+            if scores[one] >= scores[node]:
+                keep[node] = False
+            else:
+                keep[one] = False
+        mine = node if keep[node] else one
+        above = int(parents[node])
+        other = int(best[above])
+        if other < 0 or areas[mine] > areas[other]:
+            best[above] = mine
+    for node in range(len(areas) - 1, -1, -1):
+        above = int(parents[node])
+        holding[node] = node if keep[node] else (holding[above] if above != node else -1)
+    pixels, starts, ends = regions.order()
+    return _Kept(regions, scores, holding, pixels, starts, ends)
+
+
+def _ring(one: FoundMask, reach: int, size: tuple[int, int]) -> FoundMask:
+    """What lies within ``reach`` pixels around a mask, in the plane."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    image = np.pad(one.mask, reach).astype(np.uint8)
+    ring = cv2.dilate(image, disc).astype(bool) & ~image.astype(bool)
+    top, left = (c - reach for c in one.corner)
+    up, side = max(0, -top), max(0, -left)
+    cut = ring[up : size[0] - top, side : size[1] - left]
+    return FoundMask(cut, (top + up, left + side), one.score)

@@ -1,0 +1,90 @@
+"""Size and shape of masks, and how unlike those of the examples they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.torch.masks import FoundMask
+
+FEATURES = ("log_area", "solidity", "eccentricity")
+SIZE, SHAPE = slice(0, 1), slice(1, 3)
+_SPREAD = np.array([0.6, 0.08, 0.2])
+"""Standard deviations to expect where a few examples say little: an area of 1.8 times, as with
+another magnification or other cells."""
+_WORTH = 6.0
+"""Examples that this expectation weighs as much as."""
+_MAD = 1.4826
+"""Standard deviation of a normal distribution, in units of its median absolute deviation."""
+_MOST = 8.0
+"""No penalty is larger: so much speaks against a candidate that nothing can speak for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """A normal distribution of each of ``FEATURES``."""
+
+    centre: NDArray[np.float64]
+    """``(3,)``."""
+    spread: NDArray[np.float64]
+    """``(3,)``, above 0."""
+
+    @classmethod
+    def of(cls, measured: NDArray[np.float64]) -> Prior:
+        """Estimated robustly, by medians, and drawn towards a generous spread.
+
+        Args:
+            measured: ``(n, 3)`` of the examples of a class, at least one.
+        """
+        centre = np.median(measured, axis=0)
+        own = _MAD * np.median(np.abs(measured - centre), axis=0)
+        count = len(measured)
+        spread = np.sqrt((count * own**2 + _WORTH * _SPREAD**2) / (count + _WORTH))
+        return cls(centre, spread)
+
+    def penalty(self, measured: NDArray[np.float64], features: slice) -> NDArray[np.float64]:
+        """How much less probable masks are than typical ones: the negative logarithm of the ratio
+        of the densities, ``(n,)``, 0 to 8.
+
+        Args:
+            measured: ``(n, 3)``.
+            features: which ones count, ``SIZE`` or ``SHAPE``.
+        """
+        unlike = ((measured - self.centre) / self.spread)[:, features]
+        return np.minimum((unlike**2).sum(1) / 2, _MOST)
+
+
+def measure(masks: Sequence[FoundMask]) -> NDArray[np.float64]:
+    """``FEATURES`` of masks ``(n, 3)``.
+
+    The area is in pixels; the solidity is the area over that of the convex hull of the pixels, 0 to
+    1; the eccentricity is that of the ellipse of the same second moments, 0 for a disc, below 1.
+    Of a mask in several pieces it is all of them that count.
+
+    Args:
+        masks: none of them empty.
+    """
+    return np.array([_measured(one.mask) for one in masks], np.float64).reshape(-1, 3)
+
+
+def _measured(mask: NDArray[np.bool_]) -> tuple[float, float, float]:
+    import cv2
+
+    area = int(np.count_nonzero(mask))
+    rows = np.flatnonzero(mask.any(1))
+    first = mask[rows].argmax(1)
+    last = mask.shape[1] - mask[rows, ::-1].argmax(1)
+    corners = np.concatenate(
+        [np.stack([x, rows + below], 1) for x in (first, last) for below in (0, 1)]
+    )
+    hull = cv2.contourArea(cv2.convexHull(corners.astype(np.float32)))
+    moments = cv2.moments(mask.astype(np.uint8), binaryImage=True)
+    # of pixels that are squares, not points
+    xx, yy, xy = (moments[name] / area for name in ("mu20", "mu02", "mu11"))
+    xx, yy = xx + 1 / 12, yy + 1 / 12
+    apart = float(np.hypot((xx - yy) / 2, xy))
+    long, short = (xx + yy) / 2 + apart, (xx + yy) / 2 - apart
+    return float(np.log(area)), area / hull, float(np.sqrt(max(0.0, 1 - short / long)))

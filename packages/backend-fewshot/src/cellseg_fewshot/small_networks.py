@@ -1,0 +1,83 @@
+"""Ensembles of small multi-layer perceptrons, trained and applied together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch  # noqa: TID253
+from torch import Tensor  # noqa: TID253
+
+_ROWS = 1 << 16
+
+
+class Ensemble:
+    """``k`` networks of two hidden layers, each with weights of its own, on the same inputs."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Of the tensors that `Ensemble.state` gave."""
+        self.tensors = dict(tensors)
+
+    @classmethod
+    def create(cls, inputs: Tensor, members: int, width: int, outputs: int, seed: int) -> Ensemble:
+        """Untrained; standardises its inputs by the mean and the standard deviation of these.
+
+        Args:
+            inputs: ``(n, d)`` float32.
+            members: how many networks.
+            width: of the hidden layers.
+            outputs: how many values each network gives.
+            seed: of the weights.
+        """
+        random = torch.Generator().manual_seed(seed)
+        sizes = (inputs.shape[1], width, width, outputs)
+        spread, mean = torch.std_mean(inputs, 0, correction=0)
+        tensors = {"mean": mean, "spread": spread.clamp(min=1e-6)}
+        for layer, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            weight = torch.randn(members, before, after, generator=random)
+            tensors[f"weight{layer}"] = weight * (2 / before) ** 0.5
+            tensors[f"bias{layer}"] = torch.zeros(members, 1, after)
+        return cls(tensors)
+
+    def to(self, device: torch.device) -> Ensemble:
+        """The same on a device."""
+        return Ensemble({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def standardised(self, inputs: Tensor) -> Tensor:
+        """``(n, d)`` as the networks take it, outliers clipped at 5 standard deviations."""
+        return ((inputs - self.tensors["mean"]) / self.tensors["spread"]).clamp(-5, 5)
+
+    def logits(self, inputs: Tensor, only: int | None = None) -> Tensor:
+        """``(k, n, outputs)`` of standardised inputs ``(n, d)``, or ``(k, n, d)``; of one network
+        alone with ``only``."""
+        t = {n: x if only is None else x[only : only + 1] for n, x in self.tensors.items()
+             if n not in ("mean", "spread")}  # fmt: skip
+        hidden = inputs.expand(t["bias0"].shape[0], *inputs.shape[-2:])
+        for layer in range(3):
+            hidden = torch.baddbmm(t[f"bias{layer}"], hidden, t[f"weight{layer}"])
+            hidden = torch.relu(hidden) if layer < 2 else hidden
+        return hidden
+
+    @torch.no_grad()
+    def probabilities(self, inputs: Tensor, only: int | None = None) -> Tensor:
+        """``(n, outputs)``: the mean over the networks, or that of one, of inputs as they are."""
+        device = self.tensors["mean"].device
+        parts = [
+            self.logits(self.standardised(some.to(device)), only).sigmoid().mean(0).cpu()
+            for some in inputs.split(_ROWS)
+        ]
+        return torch.cat(parts)
+
+    def train(self, loss: Callable[[int], Tensor], steps: int, rate: float) -> None:
+        """Minimise ``loss(step)`` by Adam, with the rate falling to 0 along a cosine."""
+        names = [name for name in self.tensors if name not in ("mean", "spread")]
+        weights = [self.tensors[name].requires_grad_() for name in names]
+        optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        for step in range(steps):
+            optimiser.zero_grad()
+            with torch.enable_grad():
+                loss(step).backward()
+            optimiser.step()
+            schedule.step()
+        for name in names:
+            self.tensors[name] = self.tensors[name].detach()
