@@ -15,7 +15,7 @@ from skimage.measure import label, regionprops
 
 from cellseg.torch.masks import FoundMask
 from cellseg_fewshot.memory import COMBINATIONS, Candidates, Memory, combination
-from cellseg_fewshot.priors import SHAPE, SIZE, Prior, measure
+from cellseg_fewshot.priors import SHAPE, SIZE, Prior, cut_off, measure
 from cellseg_fewshot.remembering import separating
 from cellseg_fewshot.similarity import Space, condensed, nearness, unit
 from cellseg_fewshot.stored import Stored
@@ -23,15 +23,15 @@ from cellseg_fewshot.stored import Stored
 
 def test_size_and_shape_are_those_of_scikit_image() -> None:
     rng = np.random.default_rng(0)
-    labels = label(gaussian(rng.random((60, 60)), 1.5) > 0.51)
-    regions = [each for each in regionprops(labels) if each.area > 30]
+    labels = label(np.kron(gaussian(rng.random((60, 60)), 1.5) > 0.51, np.ones((4, 4))))
+    regions = [each for each in regionprops(labels) if each.area > 500]
     assert len(regions) > 3
     found = measure([FoundMask(each.image, each.bbox[:2], 1.0) for each in regions])
     for row, each in zip(found, regions, strict=True):
         assert row[0] == pytest.approx(np.log(each.area))
-        # theirs is the area of the pixels of the hull, ours that of the hull itself
-        assert row[1] == pytest.approx(each.solidity, abs=0.06)
-        assert row[2] == pytest.approx(each.eccentricity, abs=1e-6)
+        # their pixels are points, and their hulls are made of pixels
+        assert row[1] == pytest.approx(each.solidity, abs=0.03)
+        assert row[2] == pytest.approx(each.eccentricity, abs=0.005)
 
 
 def test_a_rectangle_is_solid_and_a_square_is_round() -> None:
@@ -48,13 +48,30 @@ def test_a_prior_is_generous_after_one_example_and_learns_from_many() -> None:
     one, much = Prior.of(typical[None]), Prior.of(many)
     twice = typical + np.array([np.log(2), 0, 0])
     assert 0 < one.penalty(twice[None], SIZE)[0] < 1
-    assert much.penalty(twice[None], SIZE)[0] > 5
+    assert much.penalty(twice[None], SIZE)[0] > 4
     for prior in (one, much):
         assert prior.penalty(typical[None], SIZE)[0] == pytest.approx(0, abs=0.01)
         assert prior.penalty(twice[None], SHAPE)[0] == pytest.approx(0, abs=0.2)
-        assert prior.penalty(typical[None] + 100, SIZE)[0] == 8
+        assert prior.penalty(typical[None] + 3, SIZE)[0] > prior.penalty(twice[None], SIZE)[0]
     spoilt = np.concatenate([many[:20], many[:3] + np.array([9, 0, 0])])
     assert Prior.of(spoilt).centre[0] == pytest.approx(5, abs=0.1), "medians bear outliers"
+
+
+def test_what_the_border_cuts_may_be_small_but_not_large() -> None:
+    prior = Prior(np.array([5.0, 0.9, 0.3]), np.array([0.5, 0.1, 0.1]))
+    small, large, bent = np.array([[3.0, 0.9, 0.3], [7.0, 0.9, 0.3], [5.0, 0.2, 0.9]])
+    for measured, features, less in (
+        (small, SIZE, True),
+        (large, SIZE, False),
+        (bent, SHAPE, True),
+    ):
+        whole, cut = (
+            prior.penalty(measured[None], features, np.array([each]))[0] for each in (False, True)
+        )
+        assert cut == (0 if less else whole) and whole > 2
+    plane = (20, 30)
+    masks = [FoundMask(np.ones((5, 5), bool), corner, 1.0) for corner in ((0, 9), (9, 25), (9, 9))]
+    assert cut_off(masks, plane).tolist() == [True, True, False]
 
 
 def test_what_all_descriptors_share_does_not_count() -> None:
@@ -100,10 +117,11 @@ def test_prototypes_are_the_middles_of_clusters() -> None:
 def test_the_threshold_lies_between_what_separates() -> None:
     positives, negatives = np.array([0.9, 0.8, 0.85]), np.array([0.1, 0.2])
     limit = separating(positives, negatives)
-    assert limit == pytest.approx(0.5, abs=1e-6), "in the middle of 0.2 and 0.8"
+    assert np.log(limit / (1 - limit)) == pytest.approx(-np.log(4) / 3), "a third from 0.2 to 0.8"
     mixed = separating(np.append(positives, 0.05), negatives)
-    assert mixed == pytest.approx(0.5, abs=1e-6), "one example does not pull it down to all else"
+    assert mixed == pytest.approx(limit), "one example does not pull it down to all else"
     assert 0.05 <= separating(positives, np.zeros(0)) < 0.5
+    assert separating(np.array([0.3]), np.array([0.3])) <= 0.95
 
 
 @pytest.fixture

@@ -195,8 +195,11 @@ def test_adapters_of_another_model_are_refused(untrained: Path) -> None:
     tensors = adapter_tensors(model.sam)
     first = next(iter(tensors))
     lacking = {name: tensor for name, tensor in tensors.items() if name != first}
-    with pytest.raises(WeightsError, match="do not fit its encoder"):
-        apply_adapters(other.sam, lacking)
+    wrong = {**tensors, first: tensors[first][:, :-1]}
+    unknown = {name.replace("image_encoder", "other"): each for name, each in tensors.items()}
+    for held in (lacking, wrong, unknown):
+        with pytest.raises(WeightsError, match="do not fit its encoder"):
+            apply_adapters(other.sam, held)
 
 
 def test_adapters_of_published_weights_are_stored_alone(

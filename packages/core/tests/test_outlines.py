@@ -119,6 +119,12 @@ def test_nothing_is_covered_between_two_centres():
     assert covered([rectangle(2.6, 2.6, 3.4, 3.4)]) is None
 
 
+def test_pieces_that_share_an_edge_are_fine():
+    left, right = rectangle(0, 0, 4, 4), rectangle(0, 4, 4, 8)
+    check_polygons([left, right], "here")
+    assert drawn([left, right]).sum() == 32
+
+
 def ring(*points):
     """Of x, y."""
     return (np.array([(y, x) for x, y in points], float),)
@@ -136,6 +142,14 @@ def ring(*points):
         ([ring((1, 1), (5, 5), (9, 9))], "x 1, y 1 has no area"),
         ([ring((1, 1), (5, 5), (1, 1))], "x 1, y 1 has no area"),
         ([ring((0, 0), (5, 0), (5, 5), (0, 5)), ring((4, 4), (9, 4), (9, 9), (4, 9))], "crosses"),
+        (
+            [ring((0, 0), (9, 0), (9, 9), (0, 9)), ring((2, 2), (4, 2), (4, 4))],
+            "nested shells at x 2, y 2",
+        ),
+        (
+            [(*ring((0, 0), (5, 0), (5, 5), (0, 5)), *ring((3, 3), (7, 3), (7, 4), (3, 4)))],
+            "crosses itself at x 5, y 3",
+        ),
         (
             [(*ring((0, 0), (5, 0), (5, 5), (0, 5)), *ring((7, 7), (9, 7), (9, 9)))],
             "hole lies outside shell at x 7, y 7",

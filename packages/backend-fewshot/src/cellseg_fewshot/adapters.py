@@ -54,6 +54,7 @@ def add_adapters(sam: nn.Module, rank: int, seed: int) -> list[nn.Parameter]:
     from peft import LoraConfig, inject_adapter_in_model
 
     where = next(sam.parameters()).device
+    # As many units of alpha as ranks: the product is added as it is.
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=_TARGETS)
     with seeded(seed):
         inject_adapter_in_model(config, sam.cpu())  # so that no device draws other numbers
@@ -84,30 +85,30 @@ def merge_adapters(sam: nn.Module) -> None:
     sam.requires_grad_(False)
 
 
+@torch.no_grad()
 def apply_adapters(sam: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make stored adapters part of the weights of the model that they were trained for.
+    """Make stored adapters part of the weights of the model that they were trained for, in place.
+    It needs no peft.
 
     Args:
         sam: a ``segment_anything.modeling.Sam`` without adapters.
         tensors: what ``adapter_tensors`` gave.
 
     Raises:
-        ConfigError: the package peft is missing.
         WeightsError: they are of another model.
     """
-    ranks = {tensor.shape[0] for name, tensor in tensors.items() if f"{_MARK}A" in name}
-    mismatch = "the ranks of the adapters differ"
-    if len(ranks) == 1:
-        add_adapters(sam, ranks.pop(), 0)
-        try:
-            found = sam.load_state_dict(dict(tensors), strict=False)
-            lacking = [name for name in found.missing_keys if _MARK in name]
-            mismatch = ", ".join([*found.unexpected_keys, *lacking][:1])
-        except RuntimeError as error:
-            mismatch = str(error).splitlines()[-1].strip()
-    if mismatch:
+    ends = {side: f"{_MARK}{side}.default.weight" for side in "AB"}
+    names = {name.removesuffix(end) for name in tensors for end in ends.values()} - tensors.keys()
+    try:
+        if 2 * len(names) != len(tensors):
+            raise LookupError(f"{len(tensors)} tensors are no pairs")
+        for name in names:
+            down, up = (tensors[name + end] for end in ends.values())
+            weight = sam.get_submodule(name).weight
+            weight += (up @ down).to(weight.device)
+    except (AttributeError, LookupError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
         raise WeightsError(
-            f"The model's adapters do not fit its encoder: {mismatch}",
+            f"The model's adapters do not fit its encoder: {reason}",
             hint="Train again, or copy the whole model directory.",
-        )
-    merge_adapters(sam)
+        ) from error

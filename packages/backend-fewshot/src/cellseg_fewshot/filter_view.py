@@ -27,8 +27,6 @@ _DETAIL = 28.0
 """Planes are reduced until an object is about this many pixels wide."""
 _RANGE = 4.0
 """How many times smaller or larger than the examples an object may be, in area."""
-import os
-_E=int(os.environ.get('E_R','1'))
 _PER_POINT = 8
 _ALIKE = 0.85
 """Of two nested regions with this IoU, the better one is kept."""
@@ -138,7 +136,7 @@ class FilterView:
             return 9.0, self.image[0].size / 2
         low, high = self.learned.areas
         area = self.factor**2
-        return max(4.0, low / _RANGE**_E / area), high * _RANGE / area
+        return max(4.0, low / _RANGE / area), high * _RANGE / area
 
     def _scores(self, measured: Measured, sources: int) -> NDArray[np.float32]:
         if self.learned is None or self.learned.scores is None:
@@ -150,7 +148,12 @@ class FilterView:
         """The best regions that hold each point, 8 at most, best first."""
         rows = [self._holding(points, tree) for tree in range(len(self._kept))]
         table = np.concatenate(rows)
-        scores = np.array([self._kept[t].scores[n] for t, n in table[:, 1:].tolist()])
+        scores = np.concatenate(
+            [
+                np.zeros(0),
+                *(kept.scores[part[:, 2]] for kept, part in zip(self._kept, rows, strict=True)),
+            ]
+        )
         order = np.lexsort((table[:, 2], table[:, 1], -scores, table[:, 0]))
         table = table[order]
         first = np.searchsorted(table[:, 0], table[:, 0])
@@ -262,9 +265,9 @@ def _keep(
 
 def _ring(one: FoundMask, reach: int, size: tuple[int, int]) -> FoundMask:
     """What lies within ``reach`` pixels around a mask, in the plane."""
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    square = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * reach + 1, 2 * reach + 1))
     image = np.pad(one.mask, reach).astype(np.uint8)
-    ring = cv2.dilate(image, disc).astype(bool) & ~image.astype(bool)
+    ring = cv2.dilate(image, square) > image
     top, left = (c - reach for c in one.corner)
     up, side = max(0, -top), max(0, -left)
     cut = ring[up : size[0] - top, side : size[1] - left]

@@ -16,7 +16,7 @@ import numpy as np
 import torch  # noqa: TID253
 from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
-from torch.nn.functional import softplus
+from torch.nn.functional import softplus  # noqa: TID253
 
 from cellseg_fewshot.small_networks import Ensemble
 

@@ -25,6 +25,8 @@ class Candidates:
     """``(n, 3)``: see ``cellseg_fewshot.priors``."""
     quality: NDArray[np.floating]
     """``(n,)``: how good a mask each is by itself, 0 to 1."""
+    cut: NDArray[np.bool_] | None = None
+    """``(n,)``: which ones touch the border of the plane; None for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,9 @@ class Memory:
         for column, kind in enumerate(self.kinds):
             for counts, features in ((size_prior, SIZE), (shape_prior, SHAPE)):
                 if counts:
-                    penalties[:, column] += self.priors[kind].penalty(candidates.measured, features)
+                    penalties[:, column] += self.priors[kind].penalty(
+                        candidates.measured, features, candidates.cut
+                    )
         if self.space is None:
             return np.clip(evidence, 0, 1) * np.exp(-penalties)
         better = (candidates.quality.astype(np.float64) - self.quality) / (self.quality_spread)

@@ -20,7 +20,7 @@ from cellseg_fewshot.encoders import EncoderSettings, restore_encoder
 from cellseg_fewshot.looking import CROPS, box
 from cellseg_fewshot.memory import Candidates, Memory
 from cellseg_fewshot.predict_options import FewshotPredictOptions
-from cellseg_fewshot.priors import measure
+from cellseg_fewshot.priors import cut_off, measure
 from cellseg_fewshot.stored import Stored
 from cellseg_fewshot.views import Encoder, View
 
@@ -126,7 +126,10 @@ def find_objects(
     else:
         descriptors = view.describe(masks)
     candidates = Candidates(
-        descriptors.cpu().numpy(), measure(masks), np.array([one.score for one in masks])
+        descriptors.cpu().numpy(),
+        measure(masks),
+        np.array([one.score for one in masks]),
+        cut_off(masks, view.size),
     )
     scores = memory.scores(candidates, finding.size_prior, finding.shape_prior)
     best, which = scores.max(1), scores.argmax(1)

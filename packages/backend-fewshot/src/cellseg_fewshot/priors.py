@@ -19,13 +19,13 @@ _WORTH = 6.0
 """Examples that this expectation weighs as much as."""
 _MAD = 1.4826
 """Standard deviation of a normal distribution, in units of its median absolute deviation."""
-_MOST = 8.0
-"""No penalty is larger: so much speaks against a candidate that nothing can speak for it."""
+_FREEDOM = 4.0
+"""Degrees of freedom of Student's distribution: few examples say little of what is rare."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """A normal distribution of each of ``FEATURES``."""
+    """Student's distribution of each of ``FEATURES``."""
 
     centre: NDArray[np.float64]
     """``(3,)``."""
@@ -45,16 +45,25 @@ class Prior:
         spread = np.sqrt((count * own**2 + _WORTH * _SPREAD**2) / (count + _WORTH))
         return cls(centre, spread)
 
-    def penalty(self, measured: NDArray[np.float64], features: slice) -> NDArray[np.float64]:
+    def penalty(
+        self, measured: NDArray[np.float64], features: slice, cut: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float64]:
         """How much less probable masks are than typical ones: the negative logarithm of the ratio
-        of the densities, ``(n,)``, 0 to 8.
+        of the densities, ``(n,)``, from 0.
 
         Args:
             measured: ``(n, 3)``.
             features: which ones count, ``SIZE`` or ``SHAPE``.
+            cut: ``(n,)``: which masks end where the image does. These are allowed to be smaller,
+                and of any shape.
         """
+        if cut is not None:
+            small = np.maximum(measured, self.centre)[:, SIZE]
+            as_if = np.concatenate([small, np.tile(self.centre[SHAPE], (len(measured), 1))], 1)
+            measured = np.where(cut[:, None], as_if, measured)
         unlike = ((measured - self.centre) / self.spread)[:, features]
-        return np.minimum((unlike**2).sum(1) / 2, _MOST)
+        found: NDArray[np.float64] = np.log1p(unlike**2 / _FREEDOM).sum(1)
+        return (_FREEDOM + 1) / 2 * found
 
 
 def measure(masks: Sequence[FoundMask]) -> NDArray[np.float64]:
@@ -68,6 +77,12 @@ def measure(masks: Sequence[FoundMask]) -> NDArray[np.float64]:
         masks: none of them empty.
     """
     return np.array([_measured(one.mask) for one in masks], np.float64).reshape(-1, 3)
+
+
+def cut_off(masks: Sequence[FoundMask], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which masks touch the border of their plane, ``(n,)``."""
+    ends = [(one.corner, np.add(one.corner, one.mask.shape)) for one in masks]
+    return np.array([min(low) <= 0 or bool((high >= size).any()) for low, high in ends], bool)
 
 
 def _measured(mask: NDArray[np.bool_]) -> tuple[float, float, float]:

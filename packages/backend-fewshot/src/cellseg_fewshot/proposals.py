@@ -120,8 +120,8 @@ def merge_points(points: NDArray[np.float32], distance: float) -> NDArray[np.flo
     Returns:
         ``(k, 2)``, sorted by y, then x.
     """
-    points = np.unique(np.asarray(points, np.float32).reshape(-1, 2), axis=0)
-    return points[_apart(points, distance)]
+    every = np.unique(points.reshape(-1, 2), axis=0).astype(np.float32)
+    return every[_apart(every, distance)]
 
 
 def _apart(points: NDArray[np.float32], distance: float) -> NDArray[np.bool_]:
@@ -176,4 +176,5 @@ def _extrema(
 
 def _inside(points: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
     """Points moved into a plane of ``size``."""
-    return np.clip(points, 0.5, np.asarray(size) - 0.5).astype(np.float32)
+    inside: NDArray[np.float32] = np.clip(points, 0.5, np.asarray(size) - 0.5).astype(np.float32)
+    return inside

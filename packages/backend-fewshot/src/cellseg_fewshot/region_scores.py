@@ -19,8 +19,6 @@ from cellseg_fewshot.small_networks import Ensemble
 _MEMBERS = 4
 _STEPS = 400
 _BATCH = 512
-import os
-_A=float(os.environ.get('E_A','1'))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +62,7 @@ def measure(regions: Regions, scene: Scene, source: NDArray[np.float32]) -> Meas
     for channel in image:
         flat += [channel, channel * channel]
     steep = [_steepness(channel, scene.diameter) for channel in scene.image]
-    drops = [
-        _outflow(blurred(z, scene.diameter * s))
-        for z in (p, *image)
-        for s in (1 / 24, 1 / 8)
-    ]
+    drops = [_outflow(blurred(z, scene.diameter * s)) for z in (p, *image) for s in (1 / 24, 1 / 8)]
     lines = [np.ones_like(p), rim, *steep]
     pairs = tuple(np.stack([(z[1:] + z[:-1]) / 2 for z in lines]) if not axis else
                   np.stack([(z[:, 1:] + z[:, :-1]) / 2 for z in lines])
@@ -147,7 +141,7 @@ def _shape(
     middle, apart = (yy + xx) / 2, np.hypot((yy - xx) / 2, yx)
     long, short = middle + apart, np.maximum(middle - apart, tiny)
     return [
-        np.log(area) * _A,
+        np.log(area),
         np.log(area / (4 * np.pi * np.sqrt(long * short))),
         np.log(area / outline**2),
         np.log(long / short) / 2,
@@ -196,12 +190,15 @@ def learn_scores(table: NDArray[np.float32], target: NDArray[np.float32],
     ensemble = Ensemble.create(inputs, _MEMBERS, 32, 1, seed)
     inputs, targets = ensemble.standardised(inputs), torch.from_numpy(target)
     generator = torch.Generator().manual_seed(seed)
-    chances = torch.from_numpy(weight).expand(_MEMBERS, -1)
+    draws = _MEMBERS * _BATCH * _STEPS
+    rows = torch.multinomial(torch.from_numpy(weight), draws, True, generator=generator)
+    batches = rows.reshape(_STEPS, _MEMBERS, _BATCH)
 
-    def loss(_: int) -> torch.Tensor:
-        index = torch.multinomial(chances, _BATCH, True, generator=generator)
+    def loss(step: int) -> torch.Tensor:
+        index = batches[step]
         found = ensemble.logits(inputs[index])[..., 0]
-        return torch.nn.functional.binary_cross_entropy_with_logits(found, targets[index]) * _MEMBERS
+        error = torch.nn.functional.binary_cross_entropy_with_logits(found, targets[index])
+        return error * _MEMBERS
 
     ensemble.train(loss, _STEPS, 0.01)
     return ensemble

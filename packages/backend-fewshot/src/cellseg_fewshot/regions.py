@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2  # noqa: TID253
 import higra as hg  # noqa: TID253
 import numpy as np
 from numpy.typing import NDArray

@@ -20,10 +20,10 @@ examples than these from each other."""
 _USUAL = 0.9
 """How far examples lie from each other: the distance to the nearest other one of this part."""
 _MOST_NEGATIVES = 512
-_CERTAIN = 3.0
+_CERTAIN = 2.0
 """Logit of the typical example, by its similarity alone; and below 0 of what is none."""
 _STEEPEST = 40.0
-_SPREAD, _WORTH, _MAD = 0.15, 6.0, 1.4826
+_SPREAD, _WORTH, _MAD = 0.1, 6.0, 1.4826
 """Of the quality: what to expect, as many examples as that weighs, and the standard deviation of a
 normal distribution, in units of its median absolute deviation."""
 _RIDGE = 0.1
@@ -105,8 +105,9 @@ def remember(
 
 
 def separating(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> float:
-    """The threshold that tells positives from negatives best: with the highest mean of the two
-    parts that are on their side, and in the middle, by the logit, of where that is so.
+    """The threshold that tells positives from negatives best, with the highest mean of the two
+    parts that are on their side. Where a range of thresholds does, it is a third of the way, by the
+    logit, from the negatives to the positives: examples are more alike than what is like them.
 
     Args:
         positives: scores, 0 to 1, at least one.
@@ -120,10 +121,12 @@ def separating(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -
         for x in (positives, negatives if len(negatives) else np.array([0.05]))
     )
     values = np.unique(np.concatenate([positives, negatives]))
-    edges = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
-    right = [(positives >= edge).mean() + (negatives < edge).mean() for edge in edges]
-    middle = edges[np.flatnonzero(np.isclose(right, max(right)))].mean()
-    return float(np.clip(1 / (1 + np.exp(-middle)), 0.05, 0.95))
+    right = [(positives >= edge).mean() + (negatives < edge).mean() for edge in values]
+    # A threshold anywhere above the value before it, up to this one, does the same.
+    best = int(np.argmax(right))
+    below = values[best - 1] if best else values[0] - 1
+    limit = below + (values[best] - below) / 3
+    return float(np.clip(1 / (1 + np.exp(-limit)), 0.05, 0.95))
 
 
 def _sizes(seen: Seen, kinds: Sequence[int]) -> Memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
@@ -32,7 +33,7 @@ class Ensemble:
         sizes = (inputs.shape[1], width, width, outputs)
         spread, mean = torch.std_mean(inputs, 0, correction=0)
         tensors = {"mean": mean, "spread": spread.clamp(min=1e-6)}
-        for layer, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for layer, (before, after) in enumerate(pairwise(sizes)):
             weight = torch.randn(members, before, after, generator=random)
             tensors[f"weight{layer}"] = weight * (2 / before) ** 0.5
             tensors[f"bias{layer}"] = torch.zeros(members, 1, after)

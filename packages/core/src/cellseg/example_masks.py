@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cellseg.classes import UNKNOWN
 from cellseg.data import Example
 from cellseg.engine.items import Item
 from cellseg.errors import DataError
@@ -54,6 +57,37 @@ def example_of(shape: Shape, item: Item, kind: int) -> tuple[int, Example]:
         )
     mask, corner_yx = found
     return frame, Example(mask=mask, corner=(plane, *corner_yx), **shared)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownLabels:
+    """A label image of the examples in an image, painted where it is sliced; points are left out.
+
+    What is to be left alone is ``UNKNOWN``.
+    """
+
+    examples: tuple[Example, ...]
+    shape: tuple[int, ...]
+    """``(z, y, x)``."""
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint32))
+
+    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[np.uint32]:
+        begin = [part.start for part in key]
+        block = np.zeros([part.stop - part.start for part in key], np.uint32)
+        for number, one in enumerate(self.examples, 1):
+            if one.mask is None or not key[0].start <= one.corner[0] < key[0].stop:
+                continue
+            low = np.maximum(one.corner[1:], begin[1:])
+            high = np.minimum(
+                np.add(one.corner[1:], one.mask.shape), [part.stop for part in key[1:]]
+            )
+            if (low >= high).any():
+                continue
+            (y0, x0), (y1, x1) = (low - one.corner[1:]).tolist(), (high - one.corner[1:]).tolist()
+            (top, left), (bottom, right) = (low - begin[1:]).tolist(), (high - begin[1:]).tolist()
+            there = block[one.corner[0] - begin[0], top:bottom, left:right]
+            there[one.mask[y0:y1, x0:x1]] = number if one.positive else UNKNOWN
+        return block
 
 
 def _where(shape: Shape, item: Item) -> tuple[int, int]:

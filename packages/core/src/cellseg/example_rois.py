@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _AUTOMATIC = re.compile(r"\d{3,}(-\d{3,})+(-\d+)?")
 """Names that ImageJ makes from the place of a region."""
+_ROI = re.compile(r"(?i)^(?!__MACOSX/).*\.roi$")
+"""Entries of an archive that are regions; macOS adds others."""
 _NUMBER = re.compile(r"[\s_#-]+\d+$")
 
 
@@ -40,7 +42,7 @@ def read_rois(path: Path) -> list[Shape]:
     shapes = []
     for number, (name, data) in enumerate(_entries(path), 1):
         where = f"{path}, ROI {number}" + (f" ({name})" if name else "")
-        shapes += list(_shapes(_parsed(data, where), where))
+        shapes += list(_shapes(_parsed(data, where), name, where))
     if not shapes:
         raise DataError(f"{path}: holds no regions of interest.")
     return shapes
@@ -56,10 +58,11 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
             yield "", path.read_bytes()
             return
         with zipfile.ZipFile(path) as archive:
-            entries = [one for one in archive.infolist() if one.filename.lower().endswith(".roi")]
+            every = archive.infolist()
+            entries = [one for one in every if re.search(_ROI, one.filename)]
             _refuse_large(path, sum(one.file_size for one in entries))
             for one in entries:
-                yield one.filename.removesuffix(".roi"), archive.read(one)
+                yield one.filename[: -len(".roi")], archive.read(one)
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: is no ZIP file, or damaged: {error}.") from None
     except RuntimeError as error:  # it is encrypted
@@ -85,14 +88,14 @@ def _parsed(data: bytes, where: str) -> ImagejRoi:
         raise DataError(f"{where}: is no region of ImageJ, or damaged: {error}.") from error
 
 
-def _shapes(roi: ImagejRoi, where: str) -> Iterator[Shape]:
+def _shapes(roi: ImagejRoi, name: str, where: str) -> Iterator[Shape]:
     from roifile import ROI_TYPE
 
     shared: dict[str, Any] = {
         "where": where,
         "plane": roi.z_position - 1 if roi.z_position > 0 else None,
         "frame": roi.t_position - 1 if roi.t_position > 0 else None,
-        "names": _names(roi),
+        "names": _names(roi, name),
     }
     if roi.z_position <= 0 and roi.t_position <= 0 and roi.position > 0:
         shared["leading"] = roi.position - 1
@@ -108,10 +111,10 @@ def _shapes(roi: ImagejRoi, where: str) -> Iterator[Shape]:
         yield Shape(point=(y + middle, x + middle), **shared)
 
 
-def _names(roi: ImagejRoi) -> frozenset[str]:
+def _names(roi: ImagejRoi, entry: str) -> frozenset[str]:
     if roi.group > 0:
         return frozenset([f"group {roi.group}"])
-    name = roi.name.strip()
+    name = roi.name.strip() or entry.rpartition("/")[2].strip()
     if not name or _AUTOMATIC.fullmatch(name):
         return frozenset()
     return frozenset([_NUMBER.sub("", name) or name])

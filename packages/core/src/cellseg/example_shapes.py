@@ -64,7 +64,8 @@ def read_shapes(path: Path) -> list[Shape]:
         return read_rois(path)
     text = read_text(path)
     if text.lstrip()[0] in "{[":
-        shapes = [shape for feature in features(text, path) for shape in _of_feature(feature)]
+        found = features(text, path, apart=True)
+        shapes = [shape for feature in found for shape in _of_feature(feature)]
     else:
         marks = read_table(text, path, examples=True)
         _refuse_repeated(marks)

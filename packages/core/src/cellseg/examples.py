@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cellseg.classes import MOST_CLASSES
 from cellseg.data import Dataset, Example, ExampleImage, Tiling
@@ -39,7 +40,9 @@ class Examples:
         for image in self.images:
             digest.update(repr((image.sample.name, tuple(image.sample.image.shape))).encode())
             for one in image.examples:
-                digest.update(repr(_identity(one)).encode())
+                *place, mask = _place(one)
+                digest.update(repr((place, one.kind, one.positive)).encode())
+                digest.update(mask)
         return f"sha256:{digest.hexdigest()}"
 
 
@@ -218,7 +221,8 @@ def _identity(one: Example) -> tuple[object, ...]:
     return (*_place(one), one.kind, one.positive)
 
 
-def _place(one: Example) -> tuple[object, ...]:
+def _place(one: Example) -> tuple[Any, ...]:
+    """Where it lies; its pixels last."""
     if one.mask is None:
         return (*one.corner, 0, one.point, b"")
     return (*one.corner, 1, one.mask.shape, one.mask.tobytes())

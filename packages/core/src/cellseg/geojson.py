@@ -81,12 +81,14 @@ def read_features(path: Path) -> list[Feature]:
     return features(read_text(path), path)
 
 
-def features(text: str, path: Path) -> list[Feature]:
+def features(text: str, path: Path, apart: bool = False) -> list[Feature]:
     """Like ``read_features``, of a text that was read before.
 
     Args:
         text: what the file holds.
         path: what messages call it.
+        apart: whether the geometries of a collection that is no feature's are a feature each, as
+            napari-geojson means them, and not one together.
     """
     try:
         data = json.loads(text)
@@ -97,7 +99,8 @@ def features(text: str, path: Path) -> list[Feature]:
             f"{path}: is no valid JSON: {error}.", hint="Export it again; it may be cut short."
         ) from None
     found = [
-        _feature(item, f"{path}, feature {number}") for number, item in enumerate(_items(data), 1)
+        _feature(item, f"{path}, feature {number}")
+        for number, item in enumerate(_items(data, apart), 1)
     ]
     if not any(one.geometry.plane is not None for one in found):
         return found
@@ -136,9 +139,11 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _items(data: Any) -> Iterator[Any]:
+def _items(data: Any, apart: bool) -> Iterator[Any]:
     if isinstance(data, list):
         yield from data
+    elif apart and isinstance(data, dict) and isinstance(data.get("geometries"), list):
+        yield from data["geometries"]
     elif isinstance(data, dict) and data.get("type") == "FeatureCollection":
         listed = data.get("features")
         yield from listed if isinstance(listed, list) else [data]

@@ -104,6 +104,9 @@ class FilterEncoder:
         Args:
             shown: planes ``(c, y, x)`` with the examples in them.
             seed: of what is random.
+
+        Raises:
+            ValueError: all examples are of what is to be left alone.
         """
         planes = sorted(
             ((plane, sorted(examples, key=_key)) for plane, examples in shown),
@@ -111,7 +114,7 @@ class FilterEncoder:
         )
         wanted = [x.mask.mask.sum() for _, examples in planes for x in examples if x.kind]
         if not wanted:
-            return
+            raise ValueError("no example of anything to look for")
         areas = np.sort(np.array(wanted, np.float64))
         diameter = float(np.sqrt(np.median(areas)))
         empty = Learned(diameter, (float(areas[0]), float(areas[-1])), _NOTHING, None)
@@ -128,7 +131,10 @@ class FilterEncoder:
         one = self._learned
         if one is None or one.scores is None:
             return {}
-        tensors = {"diameter": torch.tensor(one.diameter), "areas": torch.tensor(one.areas)}
+        tensors = {
+            "diameter": torch.tensor(one.diameter, dtype=torch.float64),
+            "areas": torch.tensor(one.areas),
+        }
         for part, ensemble in (("foreground", one.foreground), ("scores", one.scores)):
             tensors |= {f"{part}.{name}": x.cpu() for name, x in ensemble.tensors.items()}
         return tensors
@@ -165,39 +171,63 @@ def _within(view: FilterView, one: FoundMask) -> NDArray[np.bool_]:
 def _learn_regions(
     planes: Sequence[NDArray[np.float32]], marked: Sequence[Marked], learned: Learned, seed: int
 ) -> Ensemble:
-    """Networks that score regions, from those that the examples tell something about."""
+    """Networks that score regions, from those that the examples tell something about.
+
+    The regions come from maps of foreground by networks that have not seen the example.
+    """
     tables, targets, kinds, number = [], [], [], 0
-    folds = min(FOLDS, sum(len(one.objects) for one in marked))
     for plane, one in zip(planes, marked, strict=True):
         view = FilterView(plane, learned)
         view.responses = one.pixels[0]
-        low, high = view.limits()
-        index = [(number + i) % FOLDS for i in range(len(one.objects))]
+        folds = [(number + i) % FOLDS for i in range(len(one.objects))]
         number += len(one.objects)
-        for fold in range(folds):
-            objects = [x for x, f in zip(one.objects, index, strict=True) if f == fold]
-            if not objects:
-                continue
-            maps = np.stack([*objects, one.others]).astype(np.float32)
-            sizes = maps.sum((1, 2))
+        for fold in sorted(set(folds)):
+            objects = [x for x, f in zip(one.objects, folds, strict=True) if f == fold]
+            every = np.stack([*objects, one.others]).astype(np.float32)
             for regions, measured in view.regions(fold):
-                shared = regions.sums(maps)
-                areas = measured.areas[:, None]
-                iou = (shared / (areas + sizes - shared))[:, :-1].max(1)
-                known = ((shared > 0.5 * areas) | (shared[:, :] > 0.5 * sizes.clip(1)))[:, :-1]
-                other = shared[:, -1] > 0.5 * areas[:, 0]
-                fits = (areas[:, 0] >= low / 2) & (areas[:, 0] <= high * 2)
-                told = fits & (known.any(1) | other)
-                free = np.flatnonzero(fits & ~told & (shared[:, :-1].sum(1) == 0))
-                rows = np.concatenate([np.flatnonzero(told), free])
+                shared = regions.sums(every)
+                rows, target, kind = _told(measured.areas, shared, every, view.limits())
                 tables.append(measured.table[rows])
-                targets.append(np.where(other, 0, iou)[rows])
-                kinds.append(np.where(told[rows], np.digitize(targets[-1], _LEVELS), len(_LEVELS) + 1))
-    kind = np.concatenate(kinds)
-    weight = 1 / np.bincount(kind)[kind]
+                targets.append(target)
+                kinds.append(kind)
+    every_kind = np.concatenate(kinds)
     return learn_scores(
         np.concatenate(tables),
         np.concatenate(targets).astype(np.float32),
-        weight.astype(np.float32),
+        (1 / np.bincount(every_kind)[every_kind]).astype(np.float32),
         seed,
     )
+
+
+def _told(
+    areas: NDArray[np.float64],
+    shared: NDArray[np.float64],
+    marked: NDArray[np.float32],
+    limits: tuple[float, float],
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """What examples tell of regions.
+
+    A region that lies mostly in an example or holds most of it has the IoU with it. One that lies
+    mostly in what is no object has 0, and so, because few of all regions are objects, has one that
+    shares nothing with any example.
+
+    Args:
+        areas: ``(n,)`` of the regions.
+        shared: ``(n, k + 1)`` pixels with each example, and with what is no object.
+        marked: ``(k + 1, y, x)``, the examples and what is no object.
+        limits: areas of interest; up to twice as small or large ones are told of.
+
+    Returns:
+        The regions, their IoU, and which of the ranges of ``_LEVELS`` that is in, or one more for
+        those that share nothing.
+    """
+    sizes = marked.sum((1, 2))
+    iou = (shared / (areas[:, None] + sizes - shared))[:, :-1].max(1)
+    within = (shared > 0.5 * areas[:, None]) | (shared > 0.5 * sizes.clip(1))
+    known, other = within[:, :-1].any(1), shared[:, -1] > 0.5 * areas
+    apart = shared[:, :-1].sum(1) == 0
+    fits = (areas >= limits[0] / 2) & (areas <= limits[1] * 2)
+    rows = np.flatnonzero(fits & (known | other | apart))
+    target = np.where(other, 0, iou)[rows]
+    kind = np.where((known | other)[rows], np.digitize(target, _LEVELS), len(_LEVELS) + 1)
+    return rows, target, kind.astype(np.int64)

@@ -140,7 +140,6 @@ class SamEncoder(AskedEncoder):
         """The one of a stored model; adapters become part of the weights.
 
         Raises:
-            ConfigError: adapters need a package that is not installed.
             DeviceError: the device cannot compute in this precision.
             WeightsError: published weights cannot be had, or the tensors do not fit.
         """
@@ -190,7 +189,8 @@ class SamEncoder(AskedEncoder):
 
     def frame(self, size: tuple[int, int]) -> Frame:
         """As large as it fits into the square."""
-        return self.model.frame(size)
+        frame: Frame = self.model.frame(size)
+        return frame
 
     def prepare(self, images: Tensor, frame: Frame) -> Tensor:
         """As ``SegmentAnything.prepare``."""

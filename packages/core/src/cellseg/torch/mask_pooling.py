@@ -83,16 +83,15 @@ def _counted(
     """The cells that the pixels of a mask lie in, and how many lie in each."""
     if not one.mask.size:
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
-    places, members = [], []
+    counts, lines = one.mask.view(np.uint8), []
     for axis in (0, 1):
         centres = np.arange(one.mask.shape[axis]) + (one.corner[axis] + 0.5)
         cell = (centres // step[axis]).astype(np.int64).clip(0, grid[axis] - 1)
-        places.append(np.arange(cell[0], cell[-1] + 1))
-        members.append((places[-1][:, None] == cell).astype(np.float32))
-    # Sums of whole numbers far below 2^24 are exact.
-    counts = members[0] @ one.mask.astype(np.float32) @ members[1].T
+        first = np.flatnonzero(np.diff(cell, prepend=-1))  # each cell is one run: they rise
+        counts = np.add.reduceat(counts, first, axis=axis, dtype=np.int32)
+        lines.append(cell[first])
     row, column = np.nonzero(counts)
-    return places[0][row] * grid[1] + places[1][column], counts[row, column]
+    return lines[0][row] * grid[1] + lines[1][column], counts[row, column].astype(np.float32)
 
 
 def pool_logits(logits: Tensor, features: Tensor, frame: Frame, threshold: float = 0.0) -> Tensor:

@@ -11,6 +11,10 @@ from cellseg.errors import UnknownPluginError
 from cellseg.options import Options, flag
 from cellseg.plugins import Plugins
 from cellseg.specs import TrainerSpec
+from cellseg.splits import SplitOptions
+
+UNSPLIT = ("epochs", "val", *SplitOptions.model_fields)
+"""Settings of a training that do nothing where a model learns from examples."""
 
 
 class ExampleOptions(Options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from cellseg.errors import DataError
@@ -12,6 +12,7 @@ from cellseg.options import Options
 from cellseg.plugins import Plugins
 from cellseg.readers import AUTO
 from cellseg.specs import TrainerSpec
+from cellseg.workflows.example_settings import UNSPLIT
 from cellseg.workflows.presets import options_of_reader, preset_options
 from cellseg.workflows.train_settings import TrainSettings
 
@@ -42,7 +43,8 @@ def config_text(plugins: Plugins, backend: str, preset: str | None = None) -> st
         f"backend: {backend}",
     ]
     aliases = spec.aliases
-    lines += _section("Training", TrainSettings, given, aliases)
+    idle = UNSPLIT if spec.examples else ()
+    lines += _section("Training", TrainSettings, given, aliases, idle)
     if given.keys() - TrainSettings.model_fields.keys() - spec.options.model_fields.keys():
         reader = str(given.get("reader", AUTO))
         lines += _section(f"Reader {reader}", options_of_reader(plugins, reader), given, aliases)
@@ -83,10 +85,11 @@ def _section(
     model: type[Options],
     given: Mapping[str, object],
     aliases: Mapping[str, str],
+    without: Collection[str] = (),
 ) -> list[str]:
     """The options of one class, under its headings."""
     panels: dict[str, list[str]] = {}
-    for name in model.model_fields:
+    for name in (name for name in model.model_fields if name not in without):
         panels.setdefault(model.panel_of(name) or default_panel, []).append(name)
     values = {**model().model_dump(mode="json"), **given}
     lines: list[str] = []

@@ -131,9 +131,9 @@ def predict(
     if lesson is None:
         prediction = Prediction(recipe, items, share, emit, interrupted)
         prediction.load()
-    ours = not again and settings.shard is None
-    new = [path for path in (settings.output,) if path and not path.exists()]
-    new = [work.path, *new] if ours or not work.path.exists() else new
+    new = [path for path in (work.path, *work.path.parents) if not path.exists()]
+    if not again and settings.shard is None:
+        new.insert(0, work.path)
     if settings.output is not None:
         make_folder(settings.output)
     if again or settings.shard is not None:
@@ -148,8 +148,8 @@ def predict(
             prediction = Prediction(recipe, items, share, emit, interrupted)
             prediction.load()
         except (ConfigError, DataError, DeviceError):  # the request is invalid after all
-            for path in new:
-                remove(path)
+            if new and new[-1].exists():  # another share may have removed it
+                remove(new[-1])
             raise
     try:
         objects = prediction.run()

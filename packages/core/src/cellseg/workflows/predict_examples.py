@@ -190,6 +190,7 @@ def _learn(
     if (run.model / BUNDLE_FILE).exists():
         emit(Note("Uses what was learned from the examples before."))
         return
+    emit(Note("Learns from the examples."))
     if (run.path / RUN_FILE).exists():
         device = lesson.plan.settings.device
         resume(plugins, run.path, device=device, emit=emit, interrupted=interrupted)

@@ -17,11 +17,13 @@ from cellseg.files import remove, remove_leftovers
 from cellseg.normalise import Normaliser
 from cellseg.options import Options, parse, unaliased
 from cellseg.plugins import Plugins
-from cellseg.readers import overview, reader_for
+from cellseg.readers import open_dataset, overview, reader_for
 from cellseg.runs import Request, RunDir
 from cellseg.specs import DatasetSpec, TrainerSpec, TrainJob
+from cellseg.splits import Splits
 from cellseg.workflows.aliases import sorted_out
-from cellseg.workflows.train_data import UNSPLIT, Material, material_of, refuse_idle
+from cellseg.workflows.example_settings import UNSPLIT
+from cellseg.workflows.train_data import Material, material_of, refuse_idle
 from cellseg.workflows.train_settings import TrainSettings
 
 MOST_KINDS = 5
@@ -107,7 +109,7 @@ class Plan:
             reader=reader.name,
             reader_options=read.model_dump(mode="json"),
             options=options.model_dump(mode="json"),
-            normaliser=Normaliser.fit(settings, material.train).model_dump(mode="json"),
+            normaliser=Normaliser.fit(settings, material.labelled).model_dump(mode="json"),
             examples=material.digest,
         )
         return cls(request, settings, options, material)
@@ -235,8 +237,14 @@ def samples_of(plugins: Plugins, run: RunDir) -> tuple[list[Sample], list[Sample
         DataError: this is no run, or its data is gone or has changed.
         CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
     """
-    material = _material_again(plugins, run)
-    return list(material.train), list(material.val)
+    request = run.request()
+    if not request.examples:
+        material = _material_again(plugins, run)
+        return list(material.train), list(material.val)
+    reader = reader_for(plugins, request.data, request.reader)
+    images = open_dataset(plugins, request.data, reader.name, request.reader_options, False)
+    names = set(Splits.load(run.splits).train)
+    return [replace(sample, labels=None) for sample in images if sample.name in names], []
 
 
 def _material_again(plugins: Plugins, run: RunDir) -> Material:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from cellseg.options import Options, flag
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset, reader_for
 from cellseg.specs import TrainerSpec
-from cellseg.splits import SplitOptions, Splits, make_splits, select, weighted
+from cellseg.splits import Splits, make_splits, select, weighted
+from cellseg.workflows.example_settings import UNSPLIT
 from cellseg.workflows.examples import read_examples
 from cellseg.workflows.train_settings import TrainSettings
 
-UNSPLIT = ("epochs", "val", *SplitOptions.model_fields)
-"""Settings that do nothing where a model learns from examples."""
 _LABELS = ("labels", "label_kind", "label", "label_key", "class_key", "class_names")
 """Options of readers that do nothing where no labels are read."""
 
@@ -40,6 +39,18 @@ class Material:
     places: frozenset[tuple[str, int, int]] = frozenset()
     """Where the examples lie: in which image or movie, frame and plane."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> tuple[Sample, ...]:
+        """What is learned from, with labels; those of examples say nothing of other objects."""
+        if not self.examples:
+            return self.train
+        from cellseg.example_masks import ShownLabels
+
+        return tuple(
+            replace(sample, labels=ShownLabels(image.examples, tuple(sample.image.shape[1:])))
+            for sample, image in zip(self.train, self.examples, strict=True)
+        )
 
 
 def material_of(
