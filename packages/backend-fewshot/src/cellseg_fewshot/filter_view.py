@@ -28,9 +28,13 @@ _DETAIL = 28.0
 _RANGE = 4.0
 """How many times smaller or larger than the examples an object may be, in area."""
 _PER_POINT = 8
+"""Answers, at most."""
 _ALIKE = 0.85
 """Of two nested regions with this IoU, the better one is kept."""
-_LOWEST = 0.1
+_LOWEST = 0.05
+"""Of the score of an answer."""
+_FLAT = 0.03
+"""Where a border is less probable than this, there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +226,8 @@ def _trees(scene: Scene, learned: bool) -> list[Regions]:
     if learned:
         p, rim = scene.foreground
         soft = blurred(p, fine)
-        edge = blurred(rim, fine / 2) + np.hypot(*np.gradient(soft)) if min(p.shape) > 1 else rim
+        slope = np.hypot(*np.gradient(soft)) if min(p.shape) > 1 else np.zeros_like(p)
+        edge = np.maximum(blurred(rim, fine / 2), _FLAT) + slope
         trees += [
             above_thresholds(soft),
             above_thresholds(soft * (1 - blurred(rim, fine / 2))),

@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg import Emit, Tile, Tiling, Trained, TrainJob
+from cellseg import Emit, Tiling, Trained, TrainJob
 from cellseg.data import Example, ExampleImage
 from cellseg.errors import ConfigError, DataError, InterruptedRunError
 from cellseg.events import Checkpointed, Event, Note, Progress
@@ -28,16 +28,16 @@ from cellseg_fewshot.encoders import (
 from cellseg_fewshot.looking import Seen, box, look, look_at_crops
 from cellseg_fewshot.memory import Memory
 from cellseg_fewshot.options import FewshotOptions
-from cellseg_fewshot.predict import predictor, resolve
+from cellseg_fewshot.predict import find_objects, resolve
 from cellseg_fewshot.predict_options import FewshotPredictOptions
 from cellseg_fewshot.remembering import Separation, remember, remember_crops
 from cellseg_fewshot.stored import ENCODER, Stored, read_tensors
-from cellseg_fewshot.views import Encoder, Shown
+from cellseg_fewshot.views import Encoder, Shown, View
 from cellseg_fewshot.windows import Window, diameters, middle, tiling_for, windows
 
 OCCUPANCY = 0.2
 """Part of a crop that the object fills, if nothing else is asked for."""
-_PREVIEWS = 4
+_PREVIEWS = 2
 _POOR = 0.8
 """Examples and all else separate poorly if a smaller part of either is on its side."""
 _MEMORY = "Use --device cpu, or a smaller encoder."
@@ -63,6 +63,8 @@ class _Learning:
     def __init__(self, job: TrainJob[FewshotOptions], emit: Emit) -> None:
         self.job, self.emit, self.options = job, emit, job.options
         self.device = resolve_device(job.device)
+        self._views: dict[int, View] = {}
+        """Of windows that were looked at, for pictures."""
         self._steps = 0
         """Those of the refinement."""
         if self.options.refine:
@@ -103,7 +105,8 @@ class _Learning:
             describe_encoder(encoder), encoder.state(), memory, job.classes, options.precision
         )
         stored.save(job.model)
-        self._draw(encoder, memory, parts)
+        if options.mode == "dense":  # in the other, each candidate would be encoded
+            self._draw(encoder, memory, parts[:_PREVIEWS])
         return Trained(
             calibrated=calibrated,
             classes=job.classes,
@@ -233,6 +236,8 @@ class _Learning:
             occupancy = self.options.target_occupancy or OCCUPANCY
             return look_at_crops(encoder, plane, shown, occupancy, first)
         (view,) = encoder.view([plane])
+        if len(self._views) < _PREVIEWS:
+            self._views[id(window)] = view
         areas = [np.pi * d**2 / 4 for d in across]
         asking = Asking(
             points_per_side=None,
@@ -248,14 +253,15 @@ class _Learning:
         """Pictures of what is found in the windows, beside the examples in them."""
         from cellseg.report.panels import write_panels
 
-        find = predictor(encoder, memory, resolve(FewshotPredictOptions(), memory), named=False)
-        for number, window in enumerate(parts[:_PREVIEWS], 1):
+        finding = resolve(FewshotPredictOptions(), memory)
+        for number, window in enumerate(parts, 1):
             plane = window.read()
+            view = self._views.get(id(window)) or encoder.view([plane])[0]
             truth = np.zeros(plane.shape[1:], np.uint32)
             for label, one in enumerate(_shown(window), 1):
                 if one.kind:
                     truth[box(one.mask)][one.mask.mask] = label
-            (found,) = find([Tile(image=plane[:, None])])
+            found = find_objects(encoder, view, plane, memory, finding)
             panel = (plane, truth, np.asarray(found.labels[0]))
             write_panels([panel], self.job.previews / f"examples-{number:02d}.png")
 

@@ -15,7 +15,7 @@ SIZE, SHAPE = slice(0, 1), slice(1, 3)
 _SPREAD = np.array([0.6, 0.08, 0.2])
 """Standard deviations to expect where a few examples say little: an area of 1.8 times, as with
 another magnification or other cells."""
-_WORTH = 6.0
+_WORTH = 10.0
 """Examples that this expectation weighs as much as."""
 _MAD = 1.4826
 """Standard deviation of a normal distribution, in units of its median absolute deviation."""

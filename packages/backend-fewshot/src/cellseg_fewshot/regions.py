@@ -91,8 +91,9 @@ def above_thresholds(image: NDArray[np.float32]) -> Regions:
 def merged_basins(border: NDArray[np.float32], sigma: float) -> Regions:
     """Basins of a map of borders, merged by the mean strength of what separates them.
 
-    The watershed of the smoothed map, then a binary partition tree with average linkage, as the
-    regions of Arbelaez et al. 2011 (doi:10.1109/TPAMI.2010.161) are merged.
+    The watershed of the smoothed map, in which the lowest quarter of the values is one level, so
+    that noise where nothing is does not make basins; then a binary partition tree with average
+    linkage, as the regions of Arbelaez et al. 2011 (doi:10.1109/TPAMI.2010.161) are merged.
 
     Args:
         border: ``(y, x)``; the higher, the more of a border.
@@ -101,6 +102,7 @@ def merged_basins(border: NDArray[np.float32], sigma: float) -> Regions:
     from skimage.segmentation import watershed
 
     smooth = blurred(border, sigma)
+    smooth = np.maximum(smooth, np.quantile(smooth, 0.25))
     basins = watershed(smooth).astype(np.int64) - 1
     graph = hg.get_4_adjacency_graph(border.shape)
     rag = hg.make_region_adjacency_graph_from_labelisation(graph, basins)

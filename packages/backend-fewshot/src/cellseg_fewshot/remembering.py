@@ -20,10 +20,10 @@ examples than these from each other."""
 _USUAL = 0.9
 """How far examples lie from each other: the distance to the nearest other one of this part."""
 _MOST_NEGATIVES = 512
-_CERTAIN = 2.0
+_CERTAIN = 2.5
 """Logit of the typical example, by its similarity alone; and below 0 of what is none."""
 _STEEPEST = 40.0
-_SPREAD, _WORTH, _MAD = 0.1, 6.0, 1.4826
+_SPREAD, _WORTH, _MAD = 0.15, 6.0, 1.4826
 """Of the quality: what to expect, as many examples as that weighs, and the standard deviation of a
 normal distribution, in units of its median absolute deviation."""
 _RIDGE = 0.1
@@ -83,7 +83,7 @@ def remember(
     tried, unfound = _tried(seen, shown)
     rivals = negatives[np.isin(seen.roles[negatives], (Role.AVOIDED, Role.UNKNOWN))]
     found = seen.quality[tried[seen.roles[tried] == Role.FOUND]]
-    quality, spread = _usual(found)
+    quality, spread = _usual(found if len(found) else seen.quality[seen.roles == Role.UNKNOWN])
     rows = np.concatenate([tried, rivals])
     evidence = known.apart(rows, shown, negatives)
     own = evidence[np.arange(len(tried)), [kinds.index(k) for k in seen.kinds[tried]]]
