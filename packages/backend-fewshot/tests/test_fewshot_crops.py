@@ -12,8 +12,13 @@ import pytest
 torch = pytest.importorskip("torch")
 from numpy.typing import NDArray  # noqa: E402
 
+from cellseg.errors import ConfigError  # noqa: E402
 from cellseg.torch.masks import FoundMask  # noqa: E402
 from cellseg_fewshot.crop import crop_around, describe_crops  # noqa: E402
+from cellseg_fewshot.memory import Memory  # noqa: E402
+from cellseg_fewshot.predict import find_objects, resolve  # noqa: E402
+from cellseg_fewshot.predict_options import FewshotPredictOptions  # noqa: E402
+from cellseg_fewshot.priors import Prior  # noqa: E402
 from cellseg_fewshot.views import FeatureMap  # noqa: E402
 
 
@@ -182,6 +187,38 @@ def test_no_masks_and_masks_of_nothing() -> None:
     nothing = FoundMask(np.zeros((2, 2), bool), (3, 3), 1.0)
     with pytest.raises(ValueError, match="no place"):
         describe_crops(encoder, plane((20, 20)), [nothing], 0.2, 4)
+
+
+def test_of_candidates_with_much_the_same_box_the_best_one_is_encoded() -> None:
+    notched = np.ones((10, 10), bool)
+    notched[5, 5] = False
+
+    class Proposing:
+        size = (60, 60)
+
+        def answer(self, points: NDArray[np.float32]) -> list[FoundMask]:
+            return [
+                FoundMask(notched, (20, 20), 0.5),
+                FoundMask(np.ones((10, 10), bool), (20, 20), 0.9),
+                FoundMask(np.ones((10, 10), bool), (20, 21), 0.8),
+                FoundMask(np.ones((10, 10), bool), (20, 27), 0.7),
+            ]
+
+    memory = Memory(
+        kinds=(1,),
+        prototypes=np.full((1, 4), 0.5),
+        prototype_kinds=np.array([1]),
+        negatives=np.zeros((0, 4)),
+        priors={1: Prior(np.array([4.6, 1.0, 0.0]), np.ones(3))},
+        occupancy=0.2,
+    )
+    finding = resolve(FewshotPredictOptions(similarity_threshold=0.0), memory)
+    encoder = Cells()
+    found = find_objects(encoder, Proposing(), plane((60, 60)), 1.0, memory, finding)  # type: ignore
+    assert encoder.batches == [2] and len(found.scores) == 2
+    with pytest.raises(ConfigError, match="--points-per-side 0: nothing is left"):
+        resolve(FewshotPredictOptions(points_per_side=0), memory)
+    assert resolve(FewshotPredictOptions(points_per_side=0, blobs=True), memory).blobs
 
 
 def test_vectors_are_those_of_segment_anythings_predictor(

@@ -67,7 +67,7 @@ class ThresholdEncoder:
         self.calls = 0
         self.fitted = 0
 
-    def view(self, planes: Sequence[np.ndarray]) -> list[ThresholdView]:
+    def view(self, planes: Sequence[np.ndarray], larger: object = None) -> list[ThresholdView]:
         self.calls += len(planes)
         return [ThresholdView(plane) for plane in planes]
 
@@ -251,22 +251,20 @@ def test_each_object_gets_its_class(encoder: Any, tmp_path: Path) -> None:
     assert set(result.classes) == set(result.scores)
 
 
-@pytest.mark.parametrize("name", ["float", "uint16", "uint8"])
-def test_the_type_of_the_pixels_does_not_matter(encoder: Any, tmp_path: Path, name: str) -> None:
+def test_the_type_of_the_pixels_does_not_matter(encoder: Any, tmp_path: Path) -> None:
     sample = scene()
     pixels = np.round(np.clip(sample.image[:, :, :, :], 0, 1.25) * 200)
-    raw = {"float": pixels / 321 - 4, "uint16": pixels * 300, "uint8": pixels}[name]
-    raw = raw.astype({"float": np.float32}.get(name, name))
-    image = normalised(replace(sample, image=raw), Normaliser())
-    shown = ExampleImage(sample=image, examples=tuple(examples(sample, range(1, 5))))
-    trained = learning.learn(job(tmp_path, [shown]), lambda event: None)
-    (result,) = found(tmp_path, trained, [Tile(image=image.image[:, :, :, :])])
-    assert ids(result, sample) == set(range(1, 11))
-    expected = EXPECTED.setdefault("labels", result.labels)
-    np.testing.assert_array_equal(result.labels, expected)
-
-
-EXPECTED: dict[str, Any] = {}
+    raw = pixels / 321 - 4, (pixels * 300).astype(np.uint16), pixels.astype(np.uint8)
+    results = []
+    for values in raw:
+        name = str(values.dtype)
+        image = normalised(replace(sample, image=values), Normaliser())
+        shown = ExampleImage(sample=image, examples=tuple(examples(sample, range(1, 5))))
+        trained = learning.learn(job(tmp_path / name, [shown]), lambda event: None)
+        results += found(tmp_path / name, trained, [Tile(image=image.image[:, :, :, :])])
+    assert ids(results[0], sample) == set(range(1, 11))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.labels, results[0].labels)
 
 
 def test_points_are_examples_too(encoder: Any, tmp_path: Path) -> None:
@@ -342,24 +340,13 @@ def test_the_threshold_and_the_areas_are_those_of_the_examples(
     image = ExampleImage(sample=scene(), examples=tuple(examples(scene(), range(1, 5))))
     trained = learning.learn(job(tmp_path, [image]), notes.append)
     sizes = [np.count_nonzero(one.mask) for one in image.examples]
-    assert trained.calibrated["min_mask_area"] == min(sizes) // 2
-    assert trained.calibrated["max_mask_area"] == 2 * max(sizes)
     limit = trained.calibrated["similarity_threshold"]
     memory = Stored.load(tmp_path / "model").memory
+    resolved = predicting.resolve(FewshotPredictOptions(), memory)
+    assert resolved.areas == (min(sizes) // 2, 2 * max(sizes))
     assert limit == pytest.approx(memory.threshold(True, True), abs=1e-4)
     told = [event.text for event in notes if isinstance(event, Note)]
     assert len(told) == 1 and "Threshold of similarity" in told[0]
-
-
-def test_with_other_priors_the_threshold_is_theirs() -> None:
-    stored = {"similarity_threshold": 0.4, "min_mask_area": 3}
-    over = FewshotPredictOptions.over
-    assert over(stored, {"size_prior": False}) == {"min_mask_area": 3, "size_prior": False}
-    assert over(stored, {"blobs": False}) == {**stored, "blobs": False}
-    assert (
-        over(stored, {"size_prior": False, "similarity_threshold": 0.1})["similarity_threshold"]
-        == 0.1
-    )
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
 from skimage.filters import gaussian
 from skimage.measure import label, regionprops
 
+from cellseg.errors import WeightsError
 from cellseg.torch.masks import FoundMask
 from cellseg_fewshot.memory import COMBINATIONS, Candidates, Memory, combination
+from cellseg_fewshot.predict_options import FewshotPredictOptions
 from cellseg_fewshot.priors import SHAPE, SIZE, Prior, cut_off, measure
 from cellseg_fewshot.remembering import separating
 from cellseg_fewshot.similarity import Space, condensed, nearness, unit
@@ -177,3 +180,24 @@ def test_a_memory_comes_back_as_it_was(memory: Memory, tmp_path: Path) -> None:
             )
         assert again.memory.mode == name and again.memory.areas == (20, 50)
         assert again.memory.thresholds == each.thresholds
+
+
+def test_a_model_without_the_tensors_of_its_encoder_is_not_whole(
+    memory: Memory, tmp_path: Path
+) -> None:
+    Stored({"kind": "sam"}, {"a": torch.ones(2)}, memory).save(tmp_path)
+    assert Stored.load(tmp_path).state["a"].tolist() == [1, 1]
+    (tmp_path / "encoder.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"encoder\.safetensors is missing"):
+        Stored.load(tmp_path)
+
+
+def test_with_other_priors_the_threshold_is_theirs() -> None:
+    stored = {"similarity_threshold": 0.4, "min_mask_area": 3}
+    over = FewshotPredictOptions.over
+    assert over(stored, {"size_prior": False}) == {"min_mask_area": 3, "size_prior": False}
+    assert over(stored, {"blobs": False}) == {**stored, "blobs": False}
+    assert (
+        over(stored, {"size_prior": False, "similarity_threshold": 0.1})["similarity_threshold"]
+        == 0.1
+    )

@@ -279,6 +279,17 @@ def test_a_file_of_a_generalist_gets_the_thresholds_of_the_name(
     assert isinstance(again, SamEncoder) and again.asking == encoder.asking
 
 
+def test_a_file_that_is_called_like_a_generalist_is_asked_alike_ever_after(
+    tiny_sam_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As micro-SAM names the files that it downloads."""
+    path = tmp_path / "vit_b_lm"
+    path.write_bytes(tiny_sam_checkpoint.read_bytes())
+    encoder = opened(path)
+    again = restore_encoder(describe_encoder(encoder), encoder.state(), EncoderSettings(), CPU)
+    assert isinstance(again, SamEncoder) and again.asking == encoder.asking
+
+
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [

@@ -233,12 +233,15 @@ def test_published_weights_are_fetched_and_not_kept(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Remote] = []
+    digests = ["ab"]
 
     def fetched(
         remote: Remote, licence: str, emit: Callable[[Event], None]
     ) -> tuple[Path, BaseWeights]:
         asked.append(remote)
-        return checkpoint, BaseWeights(name=remote.name, source=remote.url, licence=licence)
+        return checkpoint, BaseWeights(
+            name=remote.name, source=remote.url, licence=licence, sha256=digests[-1]
+        )
 
     monkeypatch.setattr(sam2_module, "fetch_weights", fetched)
     encoder = open_encoder(EncoderSettings(name=NAME), CPU)
@@ -247,6 +250,9 @@ def test_published_weights_are_fetched_and_not_kept(
     assert encoder.state() == {}
     again = restore_encoder(describe_encoder(encoder), {}, EncoderSettings(), CPU)
     assert again.name == NAME and len(asked) == 2
+    digests.append("cd")
+    with pytest.raises(WeightsError, match="not those that the model"):
+        restore_encoder(describe_encoder(encoder), {}, EncoderSettings(), CPU)
 
 
 def test_a_size_that_nobody_published_is_refused(tmp_path: Path) -> None:

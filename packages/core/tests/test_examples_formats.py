@@ -82,6 +82,16 @@ def test_positions_of_rois(plugins, tmp_path):
         placed(VOLUME)
 
 
+def test_each_point_of_a_roi_has_its_own_position(plugins, tmp_path):
+    dots = ImagejRoi.frompoints([[2, 30], [5, 31], [9, 32]])
+    dots.roitype, dots.position = ROI_TYPE.POINT, 2
+    dots.counters = np.zeros(3, np.uint8)
+    dots.counter_positions = np.array([4, 0, 1], np.uint32)
+    dots.tofile(tmp_path / "dots.roi")
+    found = only(read_examples(plugins, tmp_path / "dots.roi", VOLUME))
+    assert {one.point[1]: one.corner[0] for one in found} == {2.5: 3, 5.5: 1, 9.5: 0}
+
+
 def test_a_composite_roi_has_holes(plugins, tmp_path):
     def path(x, y, side):
         ring = [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]

@@ -7,13 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import example_fakes
 import pytest
 import tifffile
 from example_fakes import plugins
 from shown_data import changed, invert, learned, trained, write_data, write_examples
 
 from cellseg.engine.state import WorkDir
-from cellseg.errors import ConfigError, DataError, InterruptedRunError, UsageError
+from cellseg.errors import ConfigError, DataError, InterruptedRunError, UsageError, WeightsError
 from cellseg.events import Note
 from cellseg.options import parse
 from cellseg.plugins import Plugins
@@ -109,6 +110,20 @@ def test_learning_is_not_done_again(data, examples, tmp_path):
     assert len(learned(model.parent)["seen"]) == 1
 
 
+def test_what_was_learned_of_other_pixels_is_not_used_again(data, examples, tmp_path):
+    out, image = tmp_path / "out", data / "images/1.tif"
+    predicted(data, out, examples=examples)
+    pixels = tifffile.imread(image)
+    tifffile.imwrite(image, pixels[::-1, ::-1])
+    with pytest.raises(ConfigError, match="began with --examples sha256"):
+        predicted(data, out, examples=examples, resume=True)
+    _, told = predicted(data, out, examples=examples, overwrite=True)
+    assert not told.said("Uses what")
+    tifffile.imwrite(data / "images/2.tif", pixels)  # where no examples are
+    _, told = predicted(data, out, examples=examples, overwrite=True)
+    assert told.said("Uses what was learned")
+
+
 def test_an_interrupted_learning_goes_on(data, examples, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InterruptedRunError, match="while it learned") as caught:
@@ -142,9 +157,30 @@ def test_invalid_requests_leave_nothing(data, examples, tmp_path):
             predicted(data, out, options, **settings)
         told = f"{caught.value} {caught.value.hint}"
         assert said.replace(".2.", "(2)") in told.replace("\n", " "), told
-    summary, _ = predicted(data, out, examples=examples, dry_run=True)
+    summary, events = predicted(data, out, examples=examples, dry_run=True)
     assert summary.dry_run and summary.images == 3
+    assert events == ["2 example(s) (nucleus: 2) in 1 image(s)."]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_missing_weights_leave_nothing_unless_something_was_learned(
+    data, examples, tmp_path, monkeypatch
+):
+    def offline(job, emit=None):
+        raise WeightsError("no network")
+
+    out = tmp_path / "new" / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(example_fakes, "learn", offline)
+        with pytest.raises(WeightsError, match="no network"):
+            predicted(data, out, examples=examples)
+        assert not out.parent.exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(example_fakes, "load", offline)
+        with pytest.raises(WeightsError, match="no network"):
+            predicted(data, out, examples=examples)
+    _, events = predicted(data, out, examples=examples, resume=True)
+    assert events.said("Uses what was learned from the examples before.")
 
 
 def test_examples_may_lie_in_other_images(data, examples, tmp_path):

@@ -50,6 +50,7 @@ def test_a_run_learns_from_examples(data, examples, tmp_path):
     assert "finished" in page and "examples.geojson" in page
     assert "Everything was learned from the examples in 1 image;" in page
     assert "to validate" not in page and "alidation images" not in page
+    assert "val_fraction" not in page and "has been reported" not in page
     assert [s.name for s in samples_of(plugins(), run)[0]] == ["1"]
     # What it was told can be told again, and finished is finished.
     config = read_config(run.config)
@@ -87,6 +88,9 @@ def test_labels_are_examples_where_no_file_is_given(data, tmp_path):
     other = trained(data / "images", tmp_path / "other", examples=data / "labels")
     assert learned(other.model) == learned(run.model)
     assert other.request().examples == run.request().examples
+    with pytest.raises(DataError, match="has no folder labels/") as caught:
+        trained(data / "images", tmp_path / "none")
+    assert str(caught.value.hint).endswith("show some objects: --examples FILE.")
 
 
 def test_a_stopped_run_goes_on_with_the_same_examples(data, examples, tmp_path):

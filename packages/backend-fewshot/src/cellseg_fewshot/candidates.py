@@ -61,7 +61,10 @@ def find_candidates(
             points.append(peak_points(similarity, grid.step, spacing, view.size, _PEAK))
     if asking.blobs:
         points.append(blob_points(plane, asking.diameters))
-    every = merge_points(np.concatenate(points), asking.diameters[0] * _SAME_POINT)
+    apart = asking.diameters[0] * _SAME_POINT
+    if asking.points_per_side:  # a grid that was asked for is not thinned out
+        apart = min(apart, min(view.size) / per_side / 2)
+    every = merge_points(np.concatenate(points), apart)
     least, most = max(asking.areas[0], 1), asking.areas[1]
     found = view.answer(every) if len(every) else []
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +16,21 @@ from cellseg.torch.mask_pooling import pool_masks
 from cellseg.torch.masks import FoundMask
 from cellseg_fewshot.filter_bank import blurred, responses
 from cellseg_fewshot.foreground import probabilities
-from cellseg_fewshot.region_scores import Measured, Scene, measure, unlearned
-from cellseg_fewshot.regions import Regions, above_thresholds, merged_basins
+from cellseg_fewshot.region_scores import (
+    Measured,
+    Scene,
+    Window,
+    charted,
+    measure,
+    unlearned,
+)
+from cellseg_fewshot.regions import (
+    Regions,
+    above_thresholds,
+    floored,
+    merged_basins,
+    quantised,
+)
 from cellseg_fewshot.small_networks import Ensemble
 from cellseg_fewshot.views import FeatureMap
 
@@ -31,6 +44,9 @@ _PER_POINT = 8
 """Answers, at most."""
 _ALIKE = 0.85
 """Of two nested regions with this IoU, the better one is kept."""
+_WIDEST = 8.0
+"""Basins are merged up to this many times what the filters are made for, while nothing is
+learned."""
 _LOWEST = 0.05
 """Of the score of an answer."""
 _FLAT = 0.03
@@ -121,18 +137,32 @@ class FilterView:
         around = pool_masks(rings, features.values, features.step)
         return torch.cat([inside, inside - around], 1)
 
-    def regions(self, only: int | None = None) -> list[tuple[Regions, Measured]]:
-        """All regions of all trees; with foreground by one network, or by all."""
+    def regions(
+        self, windows: Sequence[Window] | None = None, only: int | None = None
+    ) -> Iterator[tuple[Window, Regions, Measured]]:
+        """All regions of all trees, of each window or of the whole; with foreground by one network,
+        or by all."""
         scene = Scene(self.image, self.foreground(only), self.diameter)
-        trees = _trees(scene, self.learned is not None)
-        kinds = np.eye(len(trees), dtype=np.float32)
-        return [(tree, measure(tree, scene, kind)) for tree, kind in zip(trees, kinds, strict=True)]
+        chart = charted(scene)
+        growers = _growers(scene, self.learned is not None, self._most())
+        kinds = np.eye(len(growers), dtype=np.float32)
+        height, width = self.image.shape[1:]
+        for window in windows or [(slice(0, height), slice(0, width))]:
+            part = chart.cut(window)
+            for grow, kind in zip(growers, kinds, strict=True):
+                tree = grow(window)
+                yield window, tree, measure(tree, part, kind)
+
+    def _most(self) -> float:
+        """Beyond how many pixels no region is of interest, not even to learn from."""
+        most = 2 * self.limits()[1]
+        return most if self.learned else min(most, (_WIDEST * self.diameter) ** 2)
 
     @cached_property
     def _kept(self) -> list[_Kept]:
         limits = self.limits()
-        found = self.regions()
-        return [_keep(tree, one, self._scores(one, len(found)), limits) for tree, one in found]
+        found = list(self.regions())
+        return [_keep(tree, one, self._scores(one, len(found)), limits) for _, tree, one in found]
 
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest area of an answer, in pixels of the reduced plane."""
@@ -216,25 +246,34 @@ def reduced(plane: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(cells.mean((2, 4), dtype=np.float32))
 
 
-def _trees(scene: Scene, learned: bool) -> list[Regions]:
+def _growers(scene: Scene, learned: bool, most: float) -> list[Callable[[Window], Regions]]:
+    """What makes the trees of a window."""
     fine = scene.diameter / 24
-    image = scene.image.mean(0)
-    smooth = blurred(image, fine)
+    smooth = blurred(scene.image.mean(0), fine)
     slopes = [np.gradient(blurred(x, fine)) if min(x.shape) > 1 else [x * 0] for x in scene.image]
     steep = np.sqrt(sum(s * s for two in slopes for s in two)).astype(np.float32)
-    trees = [above_thresholds(smooth), above_thresholds(-smooth), merged_basins(steep, fine)]
+
+    def above(values: NDArray[np.float32]) -> Callable[[Window], Regions]:
+        levels = quantised(values)
+        return lambda window: above_thresholds(np.ascontiguousarray(levels[window]))
+
+    def between(border: NDArray[np.float32], sigma: float) -> Callable[[Window], Regions]:
+        ground = floored(border, sigma)
+        return lambda window: merged_basins(border[window], ground[window], most)
+
+    growers = [above(smooth), above(-smooth), between(steep, fine)]
     if learned:
         p, rim = scene.foreground
         soft = blurred(p, fine)
         slope = np.hypot(*np.gradient(soft)) if min(p.shape) > 1 else np.zeros_like(p)
         edge = np.maximum(blurred(rim, fine / 2), _FLAT) + slope
-        trees += [
-            above_thresholds(soft),
-            above_thresholds(soft * (1 - blurred(rim, fine / 2))),
-            merged_basins(np.asarray(edge, np.float32), fine / 2),
-            merged_basins(np.asarray(edge, np.float32), fine * 1.5),
+        growers += [
+            above(soft),
+            above(soft * (1 - blurred(rim, fine / 2))),
+            between(np.asarray(edge, np.float32), fine / 2),
+            between(np.asarray(edge, np.float32), fine * 1.5),
         ]
-    return trees
+    return growers
 
 
 def _keep(

@@ -26,6 +26,7 @@ from cellseg_fewshot.encoders import (
     restore_encoder,
 )
 from cellseg_fewshot.looking import Seen, box, look, look_at_crops
+from cellseg_fewshot.magnification import blobs_of
 from cellseg_fewshot.memory import Memory
 from cellseg_fewshot.options import FewshotOptions
 from cellseg_fewshot.predict import find_objects, resolve
@@ -94,13 +95,10 @@ class _Learning:
             calibrated: dict[str, object] = {"similarity_threshold": 0.5}
         else:
             memory, separation = remember(seen, kinds, options, job.seed)
+            wanted = ((w.read(), [one.mask for one in _shown(w) if one.kind]) for w in parts)
+            memory = replace(memory, blobs=blobs_of(wanted))
             self._tell(separation, parts)
-            asking = resolve(FewshotPredictOptions(), memory)
-            calibrated = {
-                "similarity_threshold": round(memory.threshold(True, True), 4),
-                "min_mask_area": asking.areas[0],
-                "max_mask_area": asking.areas[1],
-            }
+            calibrated = {"similarity_threshold": round(memory.threshold(True, True), 4)}
         stored = Stored(
             describe_encoder(encoder), encoder.state(), memory, job.classes, options.precision
         )
@@ -261,7 +259,7 @@ class _Learning:
             for label, one in enumerate(_shown(window), 1):
                 if one.kind:
                     truth[box(one.mask)][one.mask.mask] = label
-            found = find_objects(encoder, view, plane, memory, finding)
+            found = find_objects(encoder, view, plane, 1.0, memory, finding)
             panel = (plane, truth, np.asarray(found.labels[0]))
             write_panels([panel], self.job.previews / f"examples-{number:02d}.png")
 

@@ -9,11 +9,11 @@ from enum import IntEnum
 
 import numpy as np
 import torch  # noqa: TID253
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor  # noqa: TID253
 
 from cellseg.torch.mask_pooling import pool_masks
-from cellseg.torch.masks import FoundMask
+from cellseg.torch.masks import FoundMask, shared_pixels
 from cellseg_fewshot.memory import Candidates
 from cellseg_fewshot.priors import measure
 from cellseg_fewshot.views import Encoder, Shown, View
@@ -116,7 +116,7 @@ def look(view: View, shown: Sequence[Shown], candidates: Sequence[FoundMask], fi
     masks = [*(one.mask for one in shown), *candidates, *(ring for ring, _ in around)]
     roles = [Role.SHOWN if one.kind else Role.AVOIDED for one in shown]
     examples, overlaps = list(range(len(shown))), [1.0] * len(shown)
-    for role, example, overlap in _known(candidates, shown, view.size):
+    for role, example, overlap in _known(candidates, shown):
         roles.append(role)
         examples.append(example)
         overlaps.append(overlap)
@@ -173,13 +173,6 @@ def look_at_crops(
     )
 
 
-def whole(mask: FoundMask, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask in its plane ``(y, x)``."""
-    full = np.zeros(size, bool)
-    full[box(mask)] = mask.mask
-    return full
-
-
 def box(mask: FoundMask) -> tuple[slice, slice]:
     """Where a mask lies."""
     (y, x), (height, width) = mask.corner, mask.mask.shape
@@ -187,23 +180,24 @@ def box(mask: FoundMask) -> tuple[slice, slice]:
 
 
 def _known(
-    candidates: Sequence[FoundMask], shown: Sequence[Shown], size: tuple[int, int]
+    candidates: Sequence[FoundMask], shown: Sequence[Shown]
 ) -> list[tuple[Role, int, float]]:
     """Of each candidate what it is, the example that says so, and the IoU with it."""
-    planes = [whole(one.mask, size) for one in shown]
-    areas = [int(plane.sum()) for plane in planes]
+    areas = [int(np.count_nonzero(one.mask.mask)) for one in shown]
     found = []
     for one in candidates:
-        area = int(one.mask.sum())
-        shared = [int((plane[box(one)] & one.mask).sum()) for plane in planes]
-        ious = [s / (area + a - s) for s, a in zip(shared, areas, strict=True)]
-        parts = [s / min(area, a) for s, a in zip(shared, areas, strict=True)]
-        best = int(np.argmax(ious))
-        if ious[best] >= SAME:
+        area = int(np.count_nonzero(one.mask))
+        shared = {
+            number: shared_pixels(shown[number].mask, one)
+            for number in _touching(shown, one.corner, np.add(one.corner, one.mask.shape))
+        }
+        ious = {n: s / (area + areas[n] - s) for n, s in shared.items()}
+        parts = {n: s / min(area, areas[n]) for n, s in shared.items()}
+        best, nearest = (max(x, key=x.__getitem__, default=-1) for x in (ious, parts))
+        if best >= 0 and ious[best] >= SAME:
             role = Role.FOUND if shown[best].kind else Role.AVOIDED
             found.append((role, best, ious[best]))
-        elif max(parts) > _PART:
-            nearest = int(np.argmax(parts))
+        elif nearest >= 0 and parts[nearest] > _PART:
             found.append((Role.WRONG, nearest, ious[nearest]))
         else:
             found.append((Role.UNKNOWN, -1, 0.0))
@@ -224,9 +218,29 @@ def _surroundings(
         min(length, corner + side + reach)
         for length, corner, side in zip(size, mask.corner, mask.mask.shape, strict=True)
     ]
-    part = (slice(low[0], high[0]), slice(low[1], high[1]))
-    distance = distance_transform_edt(~whole(mask, size)[part])
+    distance = distance_transform_edt(~_within(mask, low, high))
     ring = (distance > near) & (distance <= far)
-    for other in shown:
-        ring &= ~whole(other.mask, size)[part]
+    for number in _touching(shown, low, high):
+        ring &= ~_within(shown[number].mask, low, high)
     return FoundMask(ring, (low[0], low[1]), 1.0) if ring.any() else None
+
+
+def _touching(shown: Sequence[Shown], low: ArrayLike, high: ArrayLike) -> list[int]:
+    """Which examples have a box that overlaps one from ``low`` to ``high``."""
+    lows = np.array([one.mask.corner for one in shown]).reshape(-1, 2)
+    highs = lows + np.array([one.mask.mask.shape for one in shown]).reshape(-1, 2)
+    found: list[int] = np.flatnonzero(((lows < high) & (highs > low)).all(1)).tolist()
+    return found
+
+
+def _within(mask: FoundMask, low: Sequence[int], high: Sequence[int]) -> NDArray[np.bool_]:
+    """What a part of the plane, which the mask touches, shows of it."""
+    part = np.zeros(np.subtract(high, low), bool)
+    begin = np.maximum(mask.corner, low)
+    end = np.minimum(np.add(mask.corner, mask.mask.shape), high)
+    there, here = (
+        tuple(slice(a, b) for a, b in zip(begin - start, end - start, strict=True))
+        for start in (low, mask.corner)
+    )
+    part[there] = mask.mask[here]
+    return part

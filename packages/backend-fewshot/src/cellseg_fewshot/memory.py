@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg_fewshot.magnification import Blobs
 from cellseg_fewshot.priors import SHAPE, SIZE, Prior
 from cellseg_fewshot.similarity import Space, nearness, unit
 
@@ -70,6 +71,15 @@ class Memory:
     """The smallest and the largest of the examples, in pixels."""
     occupancy: float = 0.0
     """Part of a crop that the object fills, in the mode crop."""
+    blobs: Blobs | None = None
+    """What tells how large objects are in other images; None where nothing does."""
+
+    def at(self, magnification: float) -> Memory:
+        """The same for images in which objects are so many times larger."""
+        if magnification == 1:
+            return self
+        grown = {kind: prior.at(magnification) for kind, prior in self.priors.items()}
+        return replace(self, priors=grown)
 
     @property
     def mode(self) -> str:

@@ -46,16 +46,17 @@ def cellseg_trainers() -> Iterator[TrainerSpec[FewshotOptions]]:
 def cellseg_predictors() -> Iterator[PredictorSpec[FewshotPredictOptions]]:
     """Find what is similar to the examples."""
 
-    def load(job: PredictJob[FewshotPredictOptions]) -> Predictor:
-        from cellseg_fewshot.predict import load
-
-        return load(job)
-
     yield PredictorSpec(
         name="fewshot",
         summary=_SUMMARY,
         options=FewshotPredictOptions,
-        load=load,
+        load=_load,
         tasks=_TASKS,
         tiling=Tiling(core=(1, 1024, 1024), halo=(0, 64, 64)),
     )
+
+
+def _load(job: PredictJob[FewshotPredictOptions]) -> Predictor:
+    from cellseg_fewshot.predict import load
+
+    return load(job)

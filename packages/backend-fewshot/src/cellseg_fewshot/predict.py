@@ -14,17 +14,18 @@ from cellseg import PredictJob, Predictor, Segmentation, Tile
 from cellseg.errors import ConfigError, WeightsError
 from cellseg.painting import paint
 from cellseg.torch.devices import memory_errors, resolve_device
-from cellseg.torch.masks import FoundMask, ranked, suppress_masks
+from cellseg.torch.masks import FoundMask, ranked, suppress, suppress_masks
 from cellseg_fewshot.candidates import Asking, find_candidates
 from cellseg_fewshot.encoders import EncoderSettings, restore_encoder
 from cellseg_fewshot.looking import CROPS, box
+from cellseg_fewshot.magnification import magnification_of
 from cellseg_fewshot.memory import Candidates, Memory
 from cellseg_fewshot.predict_options import FewshotPredictOptions
 from cellseg_fewshot.priors import cut_off, measure
 from cellseg_fewshot.stored import Stored
 from cellseg_fewshot.views import Encoder, View
 
-_CROP_POINTS, _CROP_AREA, _CROP_THRESHOLD = 128, 30, 0.5
+_CROP_POINTS, _CROP_AREA, _CROP_THRESHOLD, _CROP_OVERLAP = 128, 30, 0.5, 0.7
 _HINT = "Use smaller tiles (--tile-size), fewer points (--points-per-batch), or --device cpu."
 
 
@@ -37,6 +38,24 @@ class Finding(Asking):
     shape_prior: bool
     iou: float
     containment: float
+    magnification: float | None
+    """How many times larger objects are than the examples; None to estimate it for each tile."""
+    own_areas: tuple[bool, bool]
+    """Which of ``areas`` are those of the examples, and change with the magnification."""
+
+    def at(self, magnification: float) -> Finding:
+        """The same where objects are so many times larger."""
+        if magnification == 1:
+            return self
+        grown = [round(area * magnification**2) for area in self.areas]
+        return replace(
+            self,
+            areas=(
+                grown[0] if self.own_areas[0] else self.areas[0],
+                grown[1] if self.own_areas[1] else self.areas[1],
+            ),
+            diameters=tuple(one * magnification for one in self.diameters),
+        )
 
 
 def load(job: PredictJob[FewshotPredictOptions]) -> Predictor:
@@ -88,7 +107,9 @@ def predictor(encoder: Encoder, memory: Memory, finding: Finding, named: bool) -
         # Several tiles may be too many for the memory: then the caller tries fewer.
         advice = memory_errors(_HINT) if len(tiles) == 1 else nullcontext()
         with torch.inference_mode(), advice:
-            views = iter(zip(encoder.view(planes), planes, strict=True) if planes else ())
+            larger = [_magnification(plane, memory, finding) for plane in planes]
+            seen = encoder.view(planes, larger) if planes else []
+            views = iter(zip(seen, planes, larger, strict=True))
             found = [
                 find_objects(encoder, *next(views), memory, finding)
                 if sees
@@ -100,8 +121,19 @@ def predictor(encoder: Encoder, memory: Memory, finding: Finding, named: bool) -
     return predict
 
 
+def _magnification(plane: NDArray[np.float32], memory: Memory, finding: Finding) -> float:
+    if finding.magnification is not None:
+        return finding.magnification
+    return 1.0 if memory.blobs is None else magnification_of(plane, memory.blobs)
+
+
 def find_objects(
-    encoder: Encoder, view: View, plane: NDArray[np.float32], memory: Memory, finding: Finding
+    encoder: Encoder,
+    view: View,
+    plane: NDArray[np.float32],
+    magnification: float,
+    memory: Memory,
+    finding: Finding,
 ) -> Segmentation:
     """The objects in one plane.
 
@@ -109,12 +141,14 @@ def find_objects(
         encoder: encodes crops, in the mode crop.
         view: of the plane.
         plane: ``(c, y, x)``.
+        magnification: how many times larger objects are than the examples.
         memory: what to look for.
         finding: how.
 
     Returns:
         Labels ``(1, y, x)`` by falling score, with the score and the class of each.
     """
+    memory, finding = memory.at(magnification), finding.at(magnification)
     masks = find_candidates(view, plane, finding, memory.peaks)
     shape = (1, *view.size)
     if not masks:
@@ -122,6 +156,7 @@ def find_objects(
     if memory.mode == "crop":
         from cellseg_fewshot.crop import describe_crops
 
+        masks = _apart(masks)  # each of them is encoded
         descriptors = describe_crops(encoder, plane, masks, memory.occupancy, CROPS)
     else:
         descriptors = view.describe(masks)
@@ -170,10 +205,27 @@ def resolve(options: FewshotPredictOptions, memory: Memory) -> Finding:
     per_side = options.points_per_side
     if per_side is None and crop:
         per_side = _CROP_POINTS
+    blobs = not crop if options.blobs is None else options.blobs
+    if crop and per_side == 0 and not blobs:
+        raise ConfigError(
+            "--points-per-side 0: nothing is left to ask for candidates with a model of the mode"
+            " crop.",
+            hint="Leave it out, or add --blobs.",
+        )
+    if crop and options.magnification is not None:
+        raise ConfigError(
+            "--magnification: a model of the mode crop finds objects of any size.",
+            hint="Leave it out.",
+        )
     return Finding(
+        magnification=1.0 if crop else options.magnification,
+        own_areas=(
+            not crop and options.min_mask_area is None,
+            not crop and options.max_mask_area is None,
+        ),
         points_per_side=per_side,
         peaks=not crop and options.similarity_peaks is not False,
-        blobs=not crop if options.blobs is None else options.blobs,
+        blobs=blobs,
         areas=(least, most),
         diameters=memory.diameters,
         threshold=threshold,
@@ -182,6 +234,17 @@ def resolve(options: FewshotPredictOptions, memory: Memory) -> Finding:
         iou=options.nms_threshold,
         containment=options.containment_threshold,
     )
+
+
+def _apart(masks: Sequence[FoundMask]) -> list[FoundMask]:
+    """Masks of which no two have boxes that overlap much: as Segment Anything's own tool proposes
+    them, the better one stays (arXiv:2304.02643, appendix B)."""
+    boxes = torch.tensor(
+        [(x, y, x + one.mask.shape[1] - 1, y + one.mask.shape[0] - 1)
+         for one in masks for y, x in [one.corner]]
+    )  # fmt: skip
+    kept = suppress(boxes, torch.tensor([one.score for one in masks]), _CROP_OVERLAP)
+    return [masks[index] for index in sorted(kept.tolist())]
 
 
 def _painted(

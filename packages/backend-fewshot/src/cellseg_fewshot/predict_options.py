@@ -21,6 +21,7 @@ class FewshotPredictOptions(Options):
             "blobs",
             "min_mask_area",
             "max_mask_area",
+            "magnification",
             "pred_iou_thresh",
             "stability_score_thresh",
             "nms_threshold",
@@ -52,6 +53,10 @@ class FewshotPredictOptions(Options):
     max_mask_area: int | None = Field(None, ge=0)
     """Candidates with more pixels are left out, 0 for no limit; by default twice the area of the
     largest example, and 0 for a model of the mode crop."""
+    magnification: float | None = Field(None, gt=0)
+    """How many times larger objects are in these images than in those of the examples. By default
+    estimated for each tile, from the blobs in it, where these tell the size of the examples; 1
+    elsewhere. Not for the mode crop."""
     pred_iou_thresh: float | None = Field(None, ge=0, le=1)
     """Candidates whose quality the encoder itself estimates below this are left out; by default
     what suits the encoder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,10 @@ class Prior:
         count = len(measured)
         spread = np.sqrt((count * own**2 + _WORTH * _SPREAD**2) / (count + _WORTH))
         return cls(centre, spread)
+
+    def at(self, magnification: float) -> Prior:
+        """The same of objects that are so many times larger."""
+        return replace(self, centre=self.centre + np.array([2 * np.log(magnification), 0.0, 0.0]))
 
     def penalty(
         self, measured: NDArray[np.float64], features: slice, cut: NDArray[np.bool_] | None = None

@@ -6,6 +6,7 @@ regressor trained on a few marked objects finds those that are objects.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,41 +46,77 @@ class Measured:
     """As of the regions."""
 
 
-def measure(regions: Regions, scene: Scene, source: NDArray[np.float32]) -> Measured:
-    """Size, shape, contents, border and surroundings of regions.
+Window = tuple[slice, slice]
+"""Of the pixels of a scene."""
 
-    Args:
-        regions: of the pixels of the scene.
-        scene: what to measure them on.
-        source: ``(s,)``, added to each row: what kind of tree it is.
-    """
-    height, width = regions.smallest.shape
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What is summed over regions to measure them."""
+
+    diameter: float
+    places: Sequence[NDArray[np.float32]]
+    """``(y, x)``: one, the place, and its products."""
+    contents: Sequence[NDArray[np.float32]]
+    """``(y, x)``: foreground and its square, border, and channels and their squares."""
+    drops: Sequence[NDArray[np.float32]]
+    """``(y, x)``: of which the sum is what is lost across the outline."""
+    incident: Sequence[NDArray[np.float32]]
+    """``(y, x)``: ``pairs`` summed at both pixels of a pair."""
+    pairs: tuple[NDArray[np.float32], NDArray[np.float32]]
+    """``(k, y - 1, x)`` and ``(k, y, x - 1)`` of neighbours."""
+
+    def cut(self, window: Window) -> Chart:
+        """Of a part; what lies beyond counts as outside of all regions."""
+        parts = [
+            [one[window] for one in some]
+            for some in (self.places, self.contents, self.drops, self.incident)
+        ]
+        y, x = window
+        vertical = self.pairs[0][:, y.start : y.stop - 1, x]
+        horizontal = self.pairs[1][:, y, x.start : x.stop - 1]
+        return Chart(self.diameter, *parts, (vertical, horizontal))
+
+
+def charted(scene: Scene) -> Chart:
+    """What to measure on a scene."""
+    height, width = scene.image.shape[1:]
     y, x = (np.asarray(z, np.float32) for z in np.mgrid[:height, :width])
     y, x = (y - height / 2) / scene.diameter, (x - width / 2) / scene.diameter
     p, rim = scene.foreground
-    flat = [p, p * p, rim]
+    contents = [p, p * p, rim]
     image = [_even(channel) for channel in scene.image]
     for channel in image:
-        flat += [channel, channel * channel]
+        contents += [channel, channel * channel]
     steep = [_steepness(channel, scene.diameter) for channel in scene.image]
     drops = [_outflow(blurred(z, scene.diameter * s)) for z in (p, *image) for s in (1 / 24, 1 / 8)]
-    lines = [np.ones_like(p), rim, *steep]
-    pairs = tuple(np.stack([(z[1:] + z[:-1]) / 2 for z in lines]) if not axis else
-                  np.stack([(z[:, 1:] + z[:, :-1]) / 2 for z in lines])
-                  for axis in (0, 1))  # fmt: skip
-    maps = [np.ones_like(p), y, x, y * y, x * x, y * x, *flat, *drops, *_incident(*pairs)]
-    sums = regions.sums(np.stack(maps))
-    areas = sums[:, 0]
-    means = sums[:, 1 : 6 + len(flat)] / areas[:, None]
-    at = 6 + len(flat)
-    length = (sums[:, at + len(drops) :] - 2 * regions.inner(*pairs)).clip(0)
+    lines = np.stack([np.ones_like(p), rim, *steep])
+    pairs = (lines[:, 1:] + lines[:, :-1]) / 2, (lines[:, :, 1:] + lines[:, :, :-1]) / 2
+    places = [np.ones_like(p), y, x, y * y, x * x, y * x]
+    return Chart(scene.diameter, places, contents, drops, list(_incident(*pairs)), pairs)
+
+
+def measure(regions: Regions, chart: Chart, source: NDArray[np.float32]) -> Measured:
+    """Size, shape, contents, border and surroundings of regions.
+
+    Args:
+        regions: of the pixels of the chart.
+        chart: what to measure them on.
+        source: ``(s,)``, added to each row: what kind of tree it is.
+    """
+    parts = (chart.places, chart.contents, chart.drops, chart.incident)
+    sums = regions.sums([one for part in parts for one in part])
+    ends = np.cumsum([len(part) for part in parts[:-1]]).tolist()
+    places, contents, drops, incident = np.split(sums, ends, 1)
+    areas = places[:, 0]
+    moments, inside = places[:, 1:] / areas[:, None], contents / areas[:, None]
+    length = (incident - 2 * regions.inner(*chart.pairs)).clip(0)
     outline = length[:, :1].clip(1)
-    shape = _shape(areas / scene.diameter**2, means[:, :5], outline[:, 0] / scene.diameter)
-    inside = means[:, 5:]
+    shape = _shape(areas / chart.diameter**2, moments, outline[:, 0] / chart.diameter)
     columns = [*shape, inside[:, 2]]
     for k in (0, *range(3, inside.shape[1], 2)):
         columns += [inside[:, k], np.sqrt((inside[:, k + 1] - inside[:, k] ** 2).clip(0))]
-    columns += list((sums[:, at : at + len(drops)] / outline).T * 10)
+    columns += list((drops / outline).T * 10)
     columns += list((length[:, 1:] / outline).T)
     columns += _nesting(regions, areas)
     columns += [np.full(len(areas), one) for one in source]
@@ -154,11 +191,10 @@ def _nesting(regions: Regions, areas: NDArray[np.float64]) -> list[NDArray[np.fl
     above = regions.parents
     largest = np.zeros(len(areas))
     np.maximum.at(largest, above[:-1], areas[:-1])
-    lasts = np.abs(regions.altitudes[above] - regions.altitudes)
     return [
         np.log(areas / areas[above]).clip(-3),
         np.log(((largest + 1) / (areas + 1)).clip(0.05)),
-        np.log(lasts + 1e-3),
+        np.log(regions.lasts + 1e-3),
     ]
 
 

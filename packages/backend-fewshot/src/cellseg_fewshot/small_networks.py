@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-_ROWS = 1 << 16
+_ROWS = 1 << 14
+_BETA1, _BETA2, _DECAY = 0.9, 0.999, 1e-3
 
 
 class Ensemble:
@@ -69,16 +71,24 @@ class Ensemble:
         return torch.cat(parts)
 
     def train(self, loss: Callable[[int], Tensor], steps: int, rate: float) -> None:
-        """Minimise ``loss(step)`` by Adam, with the rate falling to 0 along a cosine."""
+        """Minimise ``loss(step)`` by AdamW, with the rate falling to 0 along a cosine.
+
+        Written out, because ``torch.optim`` imports a compiler at its first use, for seconds.
+        """
         names = [name for name in self.tensors if name not in ("mean", "spread")]
         weights = [self.tensors[name].requires_grad_() for name in names]
-        optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=1e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        first, second = ([torch.zeros_like(x) for x in weights] for _ in range(2))
         for step in range(steps):
-            optimiser.zero_grad()
             with torch.enable_grad():
-                loss(step).backward()
-            optimiser.step()
-            schedule.step()
+                slopes = torch.autograd.grad(loss(step), weights)
+            now = rate * (1 + math.cos(math.pi * step / steps)) / 2
+            fade = (1 - _BETA2 ** (step + 1)) ** 0.5
+            with torch.no_grad():
+                for weight, slope, m, v in zip(weights, slopes, first, second, strict=True):
+                    m.lerp_(slope, 1 - _BETA1)
+                    v.mul_(_BETA2).addcmul_(slope, slope, value=1 - _BETA2)
+                    weight.mul_(1 - now * _DECAY)
+                    size = now / (1 - _BETA1 ** (step + 1))
+                    weight.addcdiv_(m, (v.sqrt() / fade).add_(1e-8), value=-size)
         for name in names:
             self.tensors[name] = self.tensors[name].detach()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor  # noqa: TID253
 from cellseg.errors import WeightsError
 from cellseg.files import write_atomic
 from cellseg.torch.weights import save_tensors
+from cellseg_fewshot.magnification import Blobs
 from cellseg_fewshot.memory import Memory
 from cellseg_fewshot.priors import Prior
 from cellseg_fewshot.similarity import Space
@@ -56,9 +57,14 @@ class Stored:
         values = {name: getattr(memory, name) for name in (*_NUMBERS, *_TUPLES)}
         described = {
             "encoder": dict(self.encoder),
+            "encoder_tensors": bool(self.state),
             "precision": self.precision,
             "classes": list(self.classes),
-            "memory": {**values, "thresholds": dict(memory.thresholds)},
+            "memory": {
+                **values,
+                "thresholds": dict(memory.thresholds),
+                "blobs": memory.blobs and asdict(memory.blobs),
+            },
         }
         write_atomic(directory / FILE, json.dumps(described, indent=1) + "\n")
         save_tensors(_tensors(memory), directory / TENSORS)
@@ -78,10 +84,9 @@ class Stored:
             encoder, values = described["encoder"], described["memory"]
             memory = _memory(values, read_tensors(directory / TENSORS))
             classes, precision = tuple(described["classes"]), str(described["precision"])
+            tensors = read_tensors(directory / ENCODER) if described["encoder_tensors"] else {}
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise WeightsError(f"{file} cannot be read: {error}", hint=_HINT) from error
-        state = directory / ENCODER
-        tensors = read_tensors(state) if state.exists() else {}
         return cls(encoder, tensors, memory, classes, precision)
 
 
@@ -137,5 +142,6 @@ def _memory(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Memory:
         thresholds={str(name): float(value) for name, value in values["thresholds"].items()},
         diameters=tuple(values["diameters"]),
         areas=tuple(values["areas"]),
+        blobs=None if values["blobs"] is None else Blobs(**values["blobs"]),
         **{name: float(values[name]) for name in _NUMBERS},
     )

@@ -77,8 +77,16 @@ class Encoder(Protocol):
     def side(self) -> int:
         """Pixels along a side of what it sees at once at its best; crops are brought to it."""
 
-    def view(self, planes: Sequence[NDArray[np.float32]]) -> list[View]:
-        """See planes ``(c, y, x)`` of one shape, each encoded once."""
+    def view(
+        self, planes: Sequence[NDArray[np.float32]], larger: Sequence[float] | None = None
+    ) -> list[View]:
+        """See planes ``(c, y, x)`` of one shape, each encoded once.
+
+        Args:
+            planes: what to see.
+            larger: of each, how many times larger its objects are than those that were fitted to;
+                an encoder that has learned nothing of sizes sees all sizes alike.
+        """
 
     def encode_crops(self, crops: Sequence[NDArray[np.float32]]) -> list[FeatureMap]:
         """The features of square crops ``(c, s, s)``, each of any size, in one batch; the step is

@@ -70,28 +70,13 @@ def cellseg_trainers() -> Iterator[TrainerSpec[MicrosamOptions]]:
 def cellseg_predictors() -> Iterator[PredictorSpec[MicrosamPredictOptions]]:
     """Segment with a fine-tuned or a published model."""
 
-    def load(job: PredictJob[MicrosamPredictOptions]) -> Predictor:
-        from cellseg_microsam.predict import load
-
-        return load(job)
-
-    def calibrate(job: CalibrateJob[MicrosamPredictOptions], emit: Emit) -> Mapping[str, object]:
-        from cellseg_microsam.calibrate import calibrate
-
-        return calibrate(job, emit)
-
-    def embed(job: PredictJob[MicrosamPredictOptions]) -> Embedder:
-        from cellseg_microsam.predict import load_embedder
-
-        return load_embedder(job)
-
     yield PredictorSpec(
         name="microsam",
         summary=_SUMMARY,
         options=MicrosamPredictOptions,
-        load=load,
-        calibrate=calibrate,
-        embed=embed,
+        load=_load,
+        calibrate=_calibrate,
+        embed=_embed,
         prompts=True,
         link_slices=True,
         tiling=Tiling(core=(1, 1024, 1024), halo=(0, 64, 64)),
@@ -138,3 +123,21 @@ def cellseg_exporters() -> Iterator[ExporterSpec[Any]]:
         export=bioimageio,
         backend="microsam",
     )
+
+
+def _load(job: PredictJob[MicrosamPredictOptions]) -> Predictor:
+    from cellseg_microsam.predict import load
+
+    return load(job)
+
+
+def _calibrate(job: CalibrateJob[MicrosamPredictOptions], emit: Emit) -> Mapping[str, object]:
+    from cellseg_microsam.calibrate import calibrate
+
+    return calibrate(job, emit)
+
+
+def _embed(job: PredictJob[MicrosamPredictOptions]) -> Embedder:
+    from cellseg_microsam.predict import load_embedder
+
+    return load_embedder(job)

@@ -67,32 +67,12 @@ def cellseg_predictors() -> Iterator[
 ]:
     """Segment with a model that was trained before."""
 
-    def load_2d(job: PredictJob[Vista2dPredictOptions]) -> Predictor:
-        from cellseg_vista.predict import load
-
-        return load(job, 2)
-
-    def load_3d(job: PredictJob[Vista3dPredictOptions]) -> Predictor:
-        from cellseg_vista.predict import load
-
-        return load(job, 3)
-
-    def calibrate_2d(job: CalibrateJob[Vista2dPredictOptions], emit: Emit) -> Mapping[str, object]:
-        from cellseg_vista.recalibrate import recalibrate
-
-        return recalibrate(job, emit, 2)
-
-    def calibrate_3d(job: CalibrateJob[Vista3dPredictOptions], emit: Emit) -> Mapping[str, object]:
-        from cellseg_vista.recalibrate import recalibrate
-
-        return recalibrate(job, emit, 3)
-
     yield PredictorSpec(
         name="vista2d",
         summary=_2D,
         options=Vista2dPredictOptions,
-        load=load_2d,
-        calibrate=calibrate_2d,
+        load=_load_2d,
+        calibrate=_calibrate_2d,
         # Multiples of 32, so that the coarse levels of up to 6 see all tiles alike; the halo covers
         # what the default network sees around a pixel.
         tiling=Tiling(core=(1, 1024, 1024), halo=(0, 96, 96)),
@@ -102,8 +82,8 @@ def cellseg_predictors() -> Iterator[
         name="vista3d",
         summary=_3D,
         options=Vista3dPredictOptions,
-        load=load_3d,
-        calibrate=calibrate_3d,
+        load=_load_3d,
+        calibrate=_calibrate_3d,
         tiling=Tiling(core=(128, 128, 128), halo=(16, 16, 16)),
         tasks=frozenset({"3d"}),
         probabilities=True,
@@ -163,3 +143,27 @@ def cellseg_exporters() -> Iterator[ExporterSpec[Any]]:
             export=bioimageio,
             backend=backend,
         )
+
+
+def _load_2d(job: PredictJob[Vista2dPredictOptions]) -> Predictor:
+    from cellseg_vista.predict import load
+
+    return load(job, 2)
+
+
+def _load_3d(job: PredictJob[Vista3dPredictOptions]) -> Predictor:
+    from cellseg_vista.predict import load
+
+    return load(job, 3)
+
+
+def _calibrate_2d(job: CalibrateJob[Vista2dPredictOptions], emit: Emit) -> Mapping[str, object]:
+    from cellseg_vista.recalibrate import recalibrate
+
+    return recalibrate(job, emit, 2)
+
+
+def _calibrate_3d(job: CalibrateJob[Vista3dPredictOptions], emit: Emit) -> Mapping[str, object]:
+    from cellseg_vista.recalibrate import recalibrate
+
+    return recalibrate(job, emit, 3)

@@ -106,9 +106,10 @@ def _shapes(roi: ImagejRoi, name: str, where: str) -> Iterator[Shape]:
     places = np.zeros(len(points), int) if roi.counter_positions is None else roi.counter_positions
     for (x, y), place in zip(points.tolist(), places.tolist(), strict=True):
         middle = 0.5 if x % 1 == 0 and y % 1 == 0 else 0.0
-        if place > 0 and shared["plane"] is None and shared["frame"] is None:
-            shared["leading"] = place - 1
-        yield Shape(point=(y + middle, x + middle), **shared)
+        own = dict(shared)
+        if place > 0 and own["plane"] is None and own["frame"] is None:
+            own["leading"] = place - 1
+        yield Shape(point=(y + middle, x + middle), **own)
 
 
 def _names(roi: ImagejRoi, entry: str) -> frozenset[str]:

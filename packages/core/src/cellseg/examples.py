@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from numpy.typing import NDArray
+
 from cellseg.classes import MOST_CLASSES
-from cellseg.data import Dataset, Example, ExampleImage, Tiling
+from cellseg.data import Dataset, Example, ExampleImage, LazyArray, Tiling
 from cellseg.engine.items import Item, make_items
 from cellseg.errors import ConfigError, DataError
 from cellseg.example_shapes import Shape
@@ -17,6 +19,8 @@ from cellseg.prompt_files import NEGATIVE_CLASSES
 
 _SHOWN = 8
 """Names that a message lists at most."""
+_BLOCK = 1 << 22
+"""Values that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +39,15 @@ class Examples:
 
     @property
     def digest(self) -> str:
-        """What tells these examples from others, whatever file and order they come in."""
+        """What tells these examples from others, whatever file and order they come in; reads the
+        planes in which they lie."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for image in self.images:
-            digest.update(repr((image.sample.name, tuple(image.sample.image.shape))).encode())
+            pixels = image.sample.image
+            digest.update(repr((image.sample.name, *pixels.shape, str(pixels.dtype))).encode())
+            for plane in sorted({one.corner[0] for one in image.examples}):
+                for block in _blocks(pixels, plane):
+                    digest.update(block.tobytes())
             for one in image.examples:
                 *place, mask = _place(one)
                 digest.update(repr((place, one.kind, one.positive)).encode())
@@ -226,6 +235,15 @@ def _place(one: Example) -> tuple[Any, ...]:
     if one.mask is None:
         return (*one.corner, 0, one.point, b"")
     return (*one.corner, 1, one.mask.shape, one.mask.tobytes())
+
+
+def _blocks(pixels: LazyArray, plane: int) -> Iterator[NDArray[Any]]:
+    """A plane of ``(c, z, y, x)``, some rows at a time."""
+    channels, _, height, width = pixels.shape
+    rows = max(1, _BLOCK // (channels * width))
+    for y in range(0, height, rows):
+        part = slice(y, min(y + rows, height))
+        yield pixels[slice(0, channels), slice(plane, plane + 1), part, slice(0, width)]
 
 
 def _refuse_repeated(examples: Iterable[Example]) -> None:

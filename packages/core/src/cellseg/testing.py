@@ -12,6 +12,7 @@ declared with its reason, and must then fail:
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -97,6 +98,14 @@ class BackendTests:
         return _get_or_skip(PredictorSpec, self.backend)
 
     # The plugin
+
+    def test_other_processes_can_load_it(self) -> None:
+        """``--workers`` sends the card of the predictor to other processes."""
+        try:
+            spec = Plugins().get(PredictorSpec, self.backend)
+        except UnknownPluginError:
+            pytest.skip("no predictor")
+        assert pickle.loads(pickle.dumps(spec)).load is spec.load
 
     def test_the_plugin_imports_nothing_heavy(self) -> None:
         """Listing backends and asking for help must be quick."""

@@ -133,7 +133,7 @@ def _filters(
     if idle:
         raise ConfigError(
             f"{' and '.join(idle)}: nothing to do with the encoder filters.",
-            hint="Leave them out, or choose another encoder: --encoder sam_vit_b_01ec64",
+            hint="Leave out what is only for encoders with weights, such as sam_vit_b_01ec64.",
         )
     from cellseg_fewshot.encoders.filters import FilterEncoder
 

@@ -54,7 +54,8 @@ def arithmetic(settings: EncoderSettings, device: torch.device) -> torch.dtype:
     """
     if settings.precision == "fp16" and device.type == "cpu":
         raise DeviceError(
-            "--precision fp16: a CPU does not compute in it.", hint="Use --precision bf16."
+            "--precision fp16: a CPU does not compute in it.",
+            hint="Use a GPU, or learn with --precision bf16.",
         )
     return _PRECISIONS[settings.precision]
 
@@ -160,8 +161,11 @@ class AskedEncoder(ABC):
         """For each image its embedding ``(d, grid, grid)`` float32, and what answers points."""
 
     @torch.no_grad()
-    def view(self, planes: Sequence[NDArray[np.float32]]) -> list[View]:
-        """See planes ``(c, y, x)`` of one shape, 0..1, each encoded once, in one batch.
+    def view(
+        self, planes: Sequence[NDArray[np.float32]], larger: Sequence[float] | None = None
+    ) -> list[View]:
+        """See planes ``(c, y, x)`` of one shape, 0..1, each encoded once, in one batch; objects of
+        all sizes alike.
 
         Raises:
             DataError: they have neither 1 nor 3 channels.

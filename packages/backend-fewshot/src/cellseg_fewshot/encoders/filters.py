@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch  # noqa: TID253
@@ -13,7 +14,7 @@ from cellseg.torch.masks import FoundMask
 from cellseg_fewshot.filter_bank import responses
 from cellseg_fewshot.filter_view import FilterView, Learned, reduced
 from cellseg_fewshot.foreground import FOLDS, Marked, learn_foreground
-from cellseg_fewshot.region_scores import learn_scores
+from cellseg_fewshot.region_scores import Window, learn_scores
 from cellseg_fewshot.small_networks import Ensemble
 from cellseg_fewshot.views import FeatureMap, Shown, View
 
@@ -21,6 +22,8 @@ _SIDE = 64
 _STEP = 2
 _LEVELS = (0.2, 0.4, 0.6, 0.75)
 """Of IoU, between which regions are equally often learned from."""
+_MARGIN = 2.0
+"""Diameters around an example in which regions are learned from."""
 _CHANGES = ((0.6, 0.15), (1.6, -0.1), (0.6, -0.1), (1.6, 0.2))
 """Of contrast and brightness: other images differ from those of the examples."""
 
@@ -77,10 +80,16 @@ class FilterEncoder:
         """Pixels along a side that crops are brought to."""
         return _SIDE
 
-    def view(self, planes: Sequence[NDArray[np.float32]]) -> list[View]:
-        """See planes ``(c, y, x)``."""
+    def view(
+        self, planes: Sequence[NDArray[np.float32]], larger: Sequence[float] | None = None
+    ) -> list[View]:
+        """See planes ``(c, y, x)``, each at the scale of its objects."""
         self._calls += len(planes)
-        return [FilterView(plane, self._learned) for plane in planes]
+        times = [1.0] * len(planes) if larger is None else larger
+        return [
+            FilterView(plane, _enlarged(self._learned, one))
+            for plane, one in zip(planes, times, strict=True)
+        ]
 
     def encode_crops(self, crops: Sequence[NDArray[np.float32]]) -> list[FeatureMap]:
         """Filter responses of square crops ``(c, s, s)``, each brought to the same side."""
@@ -143,6 +152,14 @@ class FilterEncoder:
 _NOTHING = Ensemble({})
 
 
+def _enlarged(learned: Learned | None, times: float) -> Learned | None:
+    """What was learned, for objects that are so many times as large."""
+    if learned is None or times == 1:
+        return learned
+    low, high = (area * times**2 for area in learned.areas)
+    return replace(learned, diameter=learned.diameter * times, areas=(low, high))
+
+
 def _key(one: Shown) -> tuple[int, tuple[int, int], tuple[int, ...], bytes]:
     return one.kind, one.mask.corner, one.mask.mask.shape, one.mask.mask.tobytes()
 
@@ -173,20 +190,32 @@ def _learn_regions(
 ) -> Ensemble:
     """Networks that score regions, from those that the examples tell something about.
 
-    The regions come from maps of foreground by networks that have not seen the example.
+    The regions come from windows around the examples, once from the whole plane, and from maps of
+    foreground by networks that have not seen the example.
     """
     tables, targets, kinds, number = [], [], [], 0
     for plane, one in zip(planes, marked, strict=True):
         view = FilterView(plane, learned)
         view.responses = one.pixels[0]
-        folds = [(number + i) % FOLDS for i in range(len(one.objects))]
+        every = [*one.objects, *_pieces(one.others)]
+        folds = [(number + i) % FOLDS for i in range(len(every))]
         number += len(one.objects)
         for fold in sorted(set(folds)):
-            objects = [x for x, f in zip(one.objects, folds, strict=True) if f == fold]
-            every = np.stack([*objects, one.others]).astype(np.float32)
-            for regions, measured in view.regions(fold):
-                shared = regions.sums(every)
-                rows, target, kind = _told(measured.areas, shared, every, view.limits())
+            mine = [i for i, f in enumerate(folds) if f == fold]
+            objects = [one.objects[i] for i in mine if i < len(one.objects)]
+            told = np.stack([*objects, one.others, np.logical_or.reduce(every)])
+            margin = _MARGIN * view.diameter
+            windows = _windows([every[i] for i in mine], margin) if fold != min(folds) else None
+            for window, regions, measured in view.regions(windows, fold):
+                y, x = window
+                beyond = np.zeros(regions.smallest.shape, np.float32)
+                beyond[0] += y.start > 0
+                beyond[-1] += y.stop < told.shape[1]
+                beyond[:, 0] += x.start > 0
+                beyond[:, -1] += x.stop < told.shape[2]
+                shared = regions.sums([*(z[window].astype(np.float32) for z in told), beyond])
+                whole = (shared[:, -1] == 0) & _fits(measured.areas, view.limits())
+                rows, target, kind = _told(measured.areas, shared[:, :-1], told.sum((1, 2)), whole)
                 tables.append(measured.table[rows])
                 targets.append(target)
                 kinds.append(kind)
@@ -199,11 +228,34 @@ def _learn_regions(
     )
 
 
+def _pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The connected parts."""
+    import cv2
+
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8))
+    return [labels == label for label in range(1, count)]
+
+
+def _windows(masks: Sequence[NDArray[np.bool_]], margin: float) -> list[Window]:
+    """One around each mask, or the whole if that is less."""
+    size = masks[0].shape
+    reach, windows = round(margin), []
+    for mask in masks:
+        lines = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        y, x = (
+            slice(max(0, int(line[0]) - reach), min(n, int(line[-1]) + 1 + reach))
+            for line, n in zip(lines, size, strict=True)
+        )
+        windows.append((y, x))
+    pixels = sum((y.stop - y.start) * (x.stop - x.start) for y, x in windows)
+    return windows if pixels < size[0] * size[1] else [(slice(0, size[0]), slice(0, size[1]))]
+
+
 def _told(
     areas: NDArray[np.float64],
     shared: NDArray[np.float64],
-    marked: NDArray[np.float32],
-    limits: tuple[float, float],
+    sizes: NDArray[np.int64],
+    whole: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
     """What examples tell of regions.
 
@@ -213,21 +265,26 @@ def _told(
 
     Args:
         areas: ``(n,)`` of the regions.
-        shared: ``(n, k + 1)`` pixels with each example, and with what is no object.
-        marked: ``(k + 1, y, x)``, the examples and what is no object.
-        limits: areas of interest; up to twice as small or large ones are told of.
+        shared: ``(n, k + 2)`` pixels with each example, with what is no object, and with anything
+            that is known.
+        sizes: ``(k + 2,)`` pixels of all these.
+        whole: ``(n,)``, regions to tell of.
 
     Returns:
         The regions, their IoU, and which of the ranges of ``_LEVELS`` that is in, or one more for
         those that share nothing.
     """
-    sizes = marked.sum((1, 2))
-    iou = (shared / (areas[:, None] + sizes - shared))[:, :-1].max(1)
-    within = (shared > 0.5 * areas[:, None]) | (shared > 0.5 * sizes.clip(1))
-    known, other = within[:, :-1].any(1), shared[:, -1] > 0.5 * areas
-    apart = shared[:, :-1].sum(1) == 0
-    fits = (areas >= limits[0] / 2) & (areas <= limits[1] * 2)
-    rows = np.flatnonzero(fits & (known | other | apart))
+    objects, others = shared[:, :-2], shared[:, -2]
+    iou = (objects / (areas[:, None] + sizes[:-2] - objects)).max(1, initial=0)
+    within = (objects > 0.5 * areas[:, None]) | (objects > 0.5 * sizes[:-2].clip(1))
+    known, other = within.any(1), others > 0.5 * areas
+    apart = shared[:, -1] == 0
+    rows = np.flatnonzero(whole & (known | other | apart))
     target = np.where(other, 0, iou)[rows]
     kind = np.where((known | other)[rows], np.digitize(target, _LEVELS), len(_LEVELS) + 1)
     return rows, target, kind.astype(np.int64)
+
+
+def _fits(areas: NDArray[np.float64], limits: tuple[float, float]) -> NDArray[np.bool_]:
+    """Up to twice as small or large as what is of interest."""
+    return (areas >= limits[0] / 2) & (areas <= limits[1] * 2)

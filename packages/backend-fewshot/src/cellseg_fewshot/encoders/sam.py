@@ -122,7 +122,7 @@ class SamEncoder(AskedEncoder):
             loaded.model,
             name=named or path.name,
             origin=None,
-            asking=Asking.of(settings, device, _thresholds(named)),
+            asking=Asking.of(settings, device, _thresholds(named or path.name)),
             dtype=dtype,
             device=device,
             bases=() if loaded.base is None else (loaded.base,),

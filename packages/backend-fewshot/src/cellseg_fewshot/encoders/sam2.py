@@ -175,11 +175,21 @@ class Sam2Encoder(AskedEncoder):
         Raises:
             ConfigError: the package sam2 is not installed.
             DeviceError: the device cannot compute in this precision.
-            WeightsError: published weights cannot be had, or the tensors do not fit.
+            WeightsError: published weights cannot be had, or have changed; or the tensors do not
+                fit.
         """
         config = str(description["config"])
         if description["published"]:
-            return cls.published(settings, device, emit, config)
+            encoder = cls.published(settings, device, emit, config)
+            if [base["sha256"] for base in description["bases"]] != [
+                base.sha256 for base in encoder.bases
+            ]:
+                raise WeightsError(
+                    f"The weights of {config} that were downloaded are not those that the model"
+                    " has learned with.",
+                    hint="Remove the file, so that it is downloaded again; or train again.",
+                )
+            return encoder
         dtype = arithmetic(settings, device)
         model = build(config)
         _fill(model, state, "The model's encoder")

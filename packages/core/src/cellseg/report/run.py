@@ -16,6 +16,7 @@ from cellseg.report.curves import Chart, Series, chart
 from cellseg.report.page import data_uri, versions, write_page
 from cellseg.runs import RunDir
 from cellseg.splits import Splits
+from cellseg.workflows.example_settings import UNSPLIT
 
 _MOST_PREVIEWS = 8
 _PREVIEW_SIDE = 1024
@@ -47,6 +48,7 @@ def write_run_report(run: RunDir) -> Path:
     previews, skipped = _previews(run.previews)
     notes = [event.text for event in events if isinstance(event, Note)]
     started, last = _times(run.log)
+    idle = UNSPLIT if request.examples else ()
     page = {
         "name": run.path.absolute().name,
         "request": request,
@@ -70,7 +72,7 @@ def write_run_report(run: RunDir) -> Path:
         "model_size": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
         "splits": splits,
         "groups": {
-            "Training": request.settings,
+            "Training": {k: v for k, v in request.settings.items() if k not in idle},
             "Reader": {"reader": request.reader, **request.reader_options},
             f"Backend {request.backend}": request.options,
             "Normalisation": request.normaliser,

@@ -255,7 +255,7 @@ def suppress_masks(masks: Sequence[FoundMask], iou: float, containment: float = 
             pairs = torch.stack([better, worse, least, most])[:, likely]
             for one, other, small, large in zip(*pairs.tolist(), strict=True):
                 if stays[one] and stays[other]:
-                    found = _shared(masks[order[one]], masks[order[other]])
+                    found = shared_pixels(masks[order[one]], masks[order[other]])
                     stays[other] = not _too_much(found, small, large, iou, containment)
     return [index for index, stay in zip(order, stays.tolist(), strict=True) if stay]
 
@@ -266,8 +266,8 @@ def _too_much(shared: Any, small: Any, large: Any, iou: float, containment: floa
     return (shared / (small + large - shared) > iou) | (shared / small > containment)
 
 
-def _shared(one: FoundMask, other: FoundMask) -> int:
-    """Pixels of both masks, whose boxes overlap."""
+def shared_pixels(one: FoundMask, other: FoundMask) -> int:
+    """How many pixels lie in both masks, whose boxes overlap."""
     (y, x), (v, u) = one.corner, other.corner
     top, left = max(y, v), max(x, u)
     bottom = min(y + one.mask.shape[0], v + other.mask.shape[0])

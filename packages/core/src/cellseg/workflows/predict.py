@@ -19,6 +19,7 @@ from cellseg.errors import (
     DeviceError,
     InterruptedRunError,
     UsageError,
+    WeightsError,
 )
 from cellseg.events import Emit, Note
 from cellseg.files import make_folder, remove
@@ -108,6 +109,8 @@ def predict(
     resolved = partial(_resolve, plugins, images, settings, wanted, reading, lesson)
     recipe, items, request, notes = resolved()
     if settings.dry_run:
+        for note in lesson.plan.material.notes if lesson else ():
+            emit(Note(note))
         return _dry_run(items, recipe, settings)
     work = WorkDir(recipe.work)
     check_startable(
@@ -147,8 +150,10 @@ def predict(
             recipe, items, *_ = resolved(run)
             prediction = Prediction(recipe, items, share, emit, interrupted)
             prediction.load()
-        except (ConfigError, DataError, DeviceError):  # the request is invalid after all
-            if new and new[-1].exists():  # another share may have removed it
+        except (ConfigError, DataError, DeviceError, WeightsError) as error:
+            # The request is invalid after all; another share may have removed what is new.
+            kept = isinstance(error, WeightsError) and (work.path / RUN).exists()
+            if not kept and new and new[-1].exists():  # what was learned is not thrown away
                 remove(new[-1])
             raise
     try:

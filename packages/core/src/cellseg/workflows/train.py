@@ -11,7 +11,7 @@ from typing import Any
 from cellseg.bundle import FILE as BUNDLE_FILE
 from cellseg.bundle import Bundle
 from cellseg.data import Sample
-from cellseg.errors import ConfigError, DataError, DeviceError, PluginError
+from cellseg.errors import ConfigError, DataError, DeviceError, PluginError, WeightsError
 from cellseg.events import Emit, Event, Note, Progress, Resumed
 from cellseg.files import remove, remove_leftovers
 from cellseg.normalise import Normaliser
@@ -154,7 +154,7 @@ def begin(
 
     try:
         session.go(told, interrupted)
-    except (ConfigError, DataError, DeviceError):
+    except (ConfigError, DataError, DeviceError, WeightsError):
         if not began:  # what only the trainer knows to be wrong; there is nothing to resume
             remove(run.path)
         raise

@@ -136,7 +136,12 @@ def _examples(
     plugins: Plugins, data: Path, settings: TrainSettings, reader: str, given: dict[str, Any]
 ) -> Examples:
     if settings.examples is None:
-        samples = weighted(open_dataset(plugins, data, reader, given, labelled=True))
+        try:
+            samples = weighted(open_dataset(plugins, data, reader, given, labelled=True))
+        except DataError as error:
+            hint = "Without labels, show some objects: --examples FILE."
+            hint = "\n".join(one for one in (error.hint, hint) if one)
+            raise DataError(str(error), hint=hint) from error
         _check_samples(samples)
         return examples_of_labels(samples)
     samples = list(open_dataset(plugins, data, reader, given, labelled=False))
