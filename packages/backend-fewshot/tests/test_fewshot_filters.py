@@ -193,3 +193,30 @@ def test_crops_are_encoded_at_one_size() -> None:
     assert small.values.shape[1] * small.step[0] == pytest.approx(20)
     assert large.values.shape[1] * large.step[0] == pytest.approx(90)
     assert encoder.calls == 2
+
+
+def test_larger_objects_are_found_where_it_is_known_that_they_are(fitted: FilterEncoder) -> None:
+    plane, masks = discs(1)
+    large = np.kron(plane[0], np.ones((4, 4), np.float32))[None]
+    wanted = [np.kron(mask, np.ones((4, 4), bool)) for mask in masks]
+    hits = {}
+    for larger in (1.0, 4.0):
+        view = fitted.view([large], [larger])[0]
+        best = [view.answer(point[None])[:1] for point in middles(wanted)]
+        hits[larger] = sum(
+            bool(found) and iou(whole(found[0], view.size), mask) >= 0.5
+            for found, mask in zip(best, wanted, strict=True)
+        )
+    assert hits[4.0] >= 13 and hits[1.0] < 5
+
+
+def test_examples_without_anything_around_them_can_be_learned_from() -> None:
+    random = np.random.default_rng(0)
+    plane = random.normal(0.5, 0.1, (1, 32, 32)).astype(np.float32)
+    plane[0, 15:17] += 1
+    plane[0, :, 15:17] += 1
+    quarters = [FoundMask(np.ones((16, 16), bool), (y, x), 1.0) for y in (0, 16) for x in (0, 16)]
+    encoder = FilterEncoder.create(CPU)
+    encoder.fit([(plane, [Shown(one, 1) for one in quarters])], 0)
+    view = encoder.view([plane])[0]
+    assert view.describe(quarters).isfinite().all()

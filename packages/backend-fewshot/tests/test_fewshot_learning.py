@@ -78,6 +78,9 @@ class ThresholdEncoder:
     def fit(self, shown: object, seed: int) -> None:
         self.fitted += 1
 
+    def expect(self, side: int) -> None:
+        self.side_of_tiles = side
+
     def state(self) -> Mapping[str, Any]:
         return {}
 

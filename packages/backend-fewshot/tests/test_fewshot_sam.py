@@ -316,3 +316,17 @@ def test_a_model_brings_its_encoder(tiny_sam_checkpoint: Path) -> None:
 def test_the_settings_can_be_imported_without_torch() -> None:
     code = "import sys, cellseg_fewshot.encoders; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_small_planes_are_seen_at_the_scale_of_tiles(tiny_sam_checkpoint: Path) -> None:
+    encoder = opened(tiny_sam_checkpoint)
+    (alone,) = encoder.view([scene((64, 64))])
+    encoder.expect(128)
+    (small,), (tile,) = (encoder.view([scene((n, n))]) for n in (64, 128))
+    assert small.features.step == tile.features.step
+    assert small.features.step[0] == 2 * alone.features.step[0]
+    (crop,) = encoder.encode_crops([scene((64, 64))])
+    assert crop.step == alone.features.step  # crops always fill the square
+    again = restore_encoder(describe_encoder(encoder), encoder.state(), EncoderSettings(), CPU)
+    (same,) = again.view([scene((64, 64))])
+    assert same.features.step == small.features.step

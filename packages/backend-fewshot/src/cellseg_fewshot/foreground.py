@@ -16,7 +16,7 @@ import numpy as np
 import torch  # noqa: TID253
 from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
-from torch.nn.functional import softplus  # noqa: TID253
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus  # noqa: TID253
 
 from cellseg_fewshot.small_networks import Ensemble
 
@@ -61,6 +61,8 @@ def learn_foreground(marked: Sequence[Marked], diameter: float, seed: int) -> En
             network ``i % FOLDS`` if there are at least two examples.
         diameter: of the examples, in pixels of the planes.
         seed: of the weights and of which pixels are drawn.
+
+    Where examples cover all of their planes, all is foreground, and only borders are learned.
     """
     random = np.random.default_rng(seed)
     pixels = _draw(marked, diameter, random)
@@ -78,24 +80,30 @@ def learn_foreground(marked: Sequence[Marked], diameter: float, seed: int) -> En
             picks.append(known[torch.randint(len(known), (_BATCH,), generator=generator)])
         return torch.stack(picks)
 
+    def rim_loss(logits: Tensor, rim: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(logits[..., 1], rim)
+
     def loss(_: int) -> Tensor:
-        i, a = batch(pixels.inside_fold), batch(pixels.around_fold)
-        on, off = ensemble.logits(inside[i]), ensemble.logits(around[a])
-        some = torch.randint(len(unlabelled), (_BATCH,), generator=generator)
-        open_ = ensemble.logits(unlabelled[some])[..., 0]
-        fg_on, fg_off = on[..., 0], off[..., 0]
-        known = softplus(-fg_on).mean(1) + softplus(fg_off).mean(1)
+        i = batch(pixels.inside_fold)
+        on = ensemble.logits(inside[i])
+        known = softplus(-on[..., 0]).mean(1)
+        rim = rim_loss(on, pixels.inside_rim[i])
+        if len(around):
+            a = batch(pixels.around_fold)
+            off = ensemble.logits(around[a])
+            known = known + softplus(off[..., 0]).mean(1)
+            rim = rim + rim_loss(off, pixels.around_rim[a])
+        if len(unlabelled):
+            some = torch.randint(len(unlabelled), (_BATCH,), generator=generator)
         if prior:
-            rest = softplus(open_).mean(1) - prior * softplus(fg_on).mean(1)
+            open_ = ensemble.logits(unlabelled[some])[..., 0]
+            rest = softplus(open_).mean(1) - prior * softplus(on[..., 0]).mean(1)
             known = known + 2 * torch.relu(rest)
-        rim = [
-            torch.nn.functional.binary_cross_entropy_with_logits(x[..., 1], y)
-            for x, y in ((on, pixels.inside_rim[i]), (off, pixels.around_rim[a]))
-        ]
-        return known.sum() + FOLDS * (rim[0] + rim[1])
+        return known.sum() + FOLDS * rim
 
     ensemble.train(loss, _STEPS // 2, 0.01)
-    prior = float(np.clip(_share(ensemble, pixels.unlabelled), 0.01, 0.5))
+    if len(unlabelled):
+        prior = float(np.clip(_share(ensemble, pixels.unlabelled), 0.01, 0.5))
     ensemble.train(loss, _STEPS, 0.01)
     return ensemble
 

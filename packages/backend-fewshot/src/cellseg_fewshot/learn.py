@@ -86,6 +86,7 @@ class _Learning:
         images = self._with_masks(encoder)
         masks = [e.mask for image in images for e in image.examples if e.positive]
         tiling = tiling_for([m for m in masks if m is not None], encoder.side, _scales(encoder))
+        encoder.expect(_side(tiling))
         parts = windows(images, tiling)
         encoder = self._fitted(encoder, parts)
         seen = self._seen(encoder, parts)
@@ -298,6 +299,11 @@ class _Learning:
 def _scales(encoder: Encoder) -> bool:
     """Whether it brings all planes to one size."""
     return encoder.name != "filters"
+
+
+def _side(tiling: Tiling) -> int:
+    """Of a whole tile, in pixels."""
+    return tiling.core[1] + 2 * tiling.halo[1]
 
 
 def _wide(encoder: Encoder) -> Tiling:

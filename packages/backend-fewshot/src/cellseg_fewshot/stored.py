@@ -85,7 +85,12 @@ class Stored:
             memory = _memory(values, read_tensors(directory / TENSORS))
             classes, precision = tuple(described["classes"]), str(described["precision"])
             tensors = read_tensors(directory / ENCODER) if described["encoder_tensors"] else {}
-        except (OSError, ValueError, TypeError, LookupError) as error:
+        except LookupError as error:
+            raise WeightsError(
+                f"{file} has no {error}: another version of cellseg wrote it, or it is damaged.",
+                hint=_HINT,
+            ) from error
+        except (OSError, ValueError, TypeError) as error:
             raise WeightsError(f"{file} cannot be read: {error}", hint=_HINT) from error
         return cls(encoder, tensors, memory, classes, precision)
 

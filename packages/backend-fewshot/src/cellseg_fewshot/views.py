@@ -77,6 +77,10 @@ class Encoder(Protocol):
     def side(self) -> int:
         """Pixels along a side of what it sees at once at its best; crops are brought to it."""
 
+    def expect(self, side: int) -> None:
+        """Learn how many pixels along a side tiles have, at most: smaller planes, such as whole
+        images, are then seen at the scale of tiles by encoders that scale planes."""
+
     def view(
         self, planes: Sequence[NDArray[np.float32]], larger: Sequence[float] | None = None
     ) -> list[View]:

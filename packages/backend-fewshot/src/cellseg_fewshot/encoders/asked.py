@@ -147,10 +147,16 @@ class AskedEncoder(ABC):
         self.name, self.side, self.bases = name, side, bases
         self.asking, self.dtype, self.device = asking, dtype, device
         self.calls = 0
+        self.field = 0
+        """Pixels along a side of a plane that fills the square; 0 where all planes do."""
+
+    def expect(self, side: int) -> None:
+        """See planes smaller than this at the scale of those that are so large."""
+        self.field = side
 
     @abstractmethod
-    def frame(self, size: tuple[int, int]) -> Frame:
-        """The place of a plane of ``size`` in the square."""
+    def frame(self, size: tuple[int, int], field: int = 0) -> Frame:
+        """The place of a plane of ``size`` in the square; ``field`` as in ``Frame.fit``."""
 
     @abstractmethod
     def prepare(self, images: Tensor, frame: Frame) -> Tensor:
@@ -172,7 +178,7 @@ class AskedEncoder(ABC):
         """
         if not planes:
             return []
-        frame = self.frame((planes[0].shape[1], planes[0].shape[2]))
+        frame = self.frame((planes[0].shape[1], planes[0].shape[2]), self.field)
         seen = self.see(self.prepare(as_batch(planes).to(self.device), frame))
         self.calls += len(planes)
         return [

@@ -80,6 +80,9 @@ class FilterEncoder:
         """Pixels along a side that crops are brought to."""
         return _SIDE
 
+    def expect(self, side: int) -> None:
+        """Planes of all sizes are seen at one scale anyway."""
+
     def view(
         self, planes: Sequence[NDArray[np.float32]], larger: Sequence[float] | None = None
     ) -> list[View]:

@@ -146,6 +146,7 @@ class SamEncoder(AskedEncoder):
         name, origin = str(description["name"]), description["origin"]
         if origin is not None:
             encoder = cls.published(settings, device, emit, origin)
+            encoder.field = int(description["field"])
             if state:
                 from cellseg_fewshot.adapters import apply_adapters
 
@@ -162,7 +163,7 @@ class SamEncoder(AskedEncoder):
                 f"The model's encoder does not fit its description: {reason}",
                 hint="Train again, or copy the whole model directory.",
             ) from error
-        return cls(
+        encoder = cls(
             model,
             name=name,
             origin=None,
@@ -171,6 +172,8 @@ class SamEncoder(AskedEncoder):
             device=device,
             bases=tuple(BaseWeights(**base) for base in description["bases"]),
         )
+        encoder.field = int(description["field"])
+        return encoder
 
     @property
     def description(self) -> dict[str, Any]:
@@ -181,15 +184,16 @@ class SamEncoder(AskedEncoder):
             "origin": self.origin,
             "architecture": self.model.architecture.to_dict(),
             "bases": [asdict(base) for base in self.bases],
+            "field": self.field,
         }
 
     def state(self) -> Mapping[str, Tensor]:
         """The adapters of published weights, or all weights of others."""
         return self.adapters if self.origin is not None else self.model.state_dict()
 
-    def frame(self, size: tuple[int, int]) -> Frame:
-        """As large as it fits into the square."""
-        frame: Frame = self.model.frame(size)
+    def frame(self, size: tuple[int, int], field: int = 0) -> Frame:
+        """As large as it fits into the square; with a field, at the scale of a plane so large."""
+        frame: Frame = self.model.frame(size, field)
         return frame
 
     def prepare(self, images: Tensor, frame: Frame) -> Tensor:

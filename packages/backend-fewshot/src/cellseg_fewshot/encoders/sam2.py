@@ -219,8 +219,8 @@ class Sam2Encoder(AskedEncoder):
         """Nothing of published weights, and all of others."""
         return {} if self.is_published else self.model.state_dict()
 
-    def frame(self, size: tuple[int, int]) -> Frame:
-        """All of the square."""
+    def frame(self, size: tuple[int, int], field: int = 0) -> Frame:
+        """All of the square: SAM 2 was trained on images that were stretched to it."""
         return Frame(size, (self.side, self.side), self.side)
 
     def prepare(self, images: Tensor, frame: Frame) -> Tensor:
