@@ -30,31 +30,10 @@ from cellseg.events import Checkpointed, Event, Progress
 from cellseg.examples import examples_of_labels
 from cellseg.plugins import Plugins
 from cellseg.specs import PredictJob, Predictor, PredictorSpec, Spec, Trained, TrainerSpec, TrainJob
+from cellseg.synthetic import blobs as blobs
 
 S = TypeVar("S", bound=Spec[Any])
 HEAVY = ("numpy", "torch", "tensorflow", "jax", "lightning", "monai", "zarr", "ngio", "dask")
-
-
-def blobs(
-    seed: int = 0, shape: tuple[int, int, int] = (1, 64, 64), count: int = 6, channels: int = 1
-) -> Sample:
-    """A tiny image of bright discs on noise, normalised, with its ground truth.
-
-    The image is ``(channels, z, y, x)`` float32 with background near 0 and discs near 1; labels
-    are ``(z, y, x)`` uint32. Discs do not touch; ``count`` 0 gives an image without objects.
-    """
-    rng = np.random.default_rng(seed)
-    labels = np.zeros(shape, np.uint32)
-    grid = np.indices(shape[1:])
-    placed: list[Any] = []
-    for _ in range(200 * count):
-        centre = rng.integers(8, np.array(shape[1:]) - 8)
-        if len(placed) < count and all(np.hypot(*(centre - other)) > 14 for other in placed):
-            placed.append(centre)
-            inside = ((grid - centre[:, None, None]) ** 2).sum(0) < 25
-            labels[:, inside] = len(placed)
-    image = rng.normal(0.0, 0.05, (channels, *shape)) + (labels > 0)
-    return Sample(name=f"blobs-{seed}", image=image.astype(np.float32), labels=labels)
 
 
 class BackendTests:
