@@ -8,6 +8,7 @@ import torch
 
 from cellseg.torch.masks import FoundMask, suppress_masks
 from cellseg_fewshot.encoders.filters import FilterEncoder
+from cellseg_fewshot.filter_view import _without_notches
 from cellseg_fewshot.views import Shown
 
 torch.set_num_threads(1)
@@ -220,3 +221,15 @@ def test_examples_without_anything_around_them_can_be_learned_from() -> None:
     encoder.fit([(plane, [Shown(one, 1) for one in quarters])], 0)
     view = encoder.view([plane])[0]
     assert view.describe(quarters).isfinite().all()
+
+
+def test_notches_are_closed_and_bays_are_not() -> None:
+    image = np.zeros((30, 40), np.uint8)
+    image[5:25, 5:35] = 1
+    notched = image.copy()
+    notched[5:20, 20] = 0
+    notched[12:15, 10:13] = 0
+    np.testing.assert_array_equal(_without_notches(notched, 1), image)
+    bay = image.copy()
+    bay[5:20, 15:25] = 0
+    assert (_without_notches(bay, 1) != bay).sum() <= 4  # its corners

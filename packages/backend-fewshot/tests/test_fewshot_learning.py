@@ -61,7 +61,7 @@ class ThresholdView:
 
 
 class ThresholdEncoder:
-    name, side = "thresholds", 1024
+    name, side, judges = "thresholds", 1024, False
 
     def __init__(self) -> None:
         self.calls = 0

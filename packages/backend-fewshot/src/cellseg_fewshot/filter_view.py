@@ -47,6 +47,8 @@ _ALIKE = 0.85
 _WIDEST = 8.0
 """Basins are merged up to this many times what the filters are made for, while nothing is
 learned."""
+_NOTCH = 1 / 14
+"""Notches up to twice this wide are closed, in diameters."""
 _LOWEST = 0.05
 """Of the score of an answer."""
 _FLAT = 0.03
@@ -216,15 +218,15 @@ class FilterView:
         return np.concatenate(rows)
 
     def _mask(self, tree: int, node: int) -> FoundMask:
-        """A region at the size of the plane, without holes."""
+        """A region at the size of the plane, without holes, and without the notches that basins
+        leave where the border is hardly seen."""
         kept = self._kept[tree]
         pixels = kept.pixels[kept.starts[node] : kept.ends[node]]
         y, x = np.divmod(pixels, self.image.shape[2])
         top, left = int(y.min()), int(x.min())
         image = np.zeros((int(y.max()) - top + 1, int(x.max()) - left + 1), np.uint8)
         image[y - top, x - left] = 1
-        outlines, _ = cv2.findContours(image, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(image, outlines, -1, 1, cv2.FILLED)
+        image = _without_notches(image, max(1, round(self.diameter * _NOTCH)))
         f, (height, width) = self.factor, self.size
         if f > 1:
             padded = np.pad(image, 1).astype(np.float32)
@@ -232,6 +234,16 @@ class FilterView:
             image = large[f:-f, f:-f] >= 0.5
         mask = np.asarray(image[: height - top * f, : width - left * f], bool)
         return FoundMask(mask, (top * f, left * f), float(kept.scores[node]))
+
+
+def _without_notches(image: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
+    """A region closed by a disc, within its box, and filled."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    padded = cv2.morphologyEx(np.pad(image, radius + 1), cv2.MORPH_CLOSE, disc)
+    closed = np.ascontiguousarray(padded[radius + 1 : -radius - 1, radius + 1 : -radius - 1])
+    outlines, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(closed, outlines, -1, 1, cv2.FILLED)
+    return closed
 
 
 def reduced(plane: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

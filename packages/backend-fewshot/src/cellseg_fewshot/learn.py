@@ -95,7 +95,7 @@ class _Learning:
             memory = remember_crops(seen, kinds, occupancy)
             calibrated: dict[str, object] = {"similarity_threshold": 0.5}
         else:
-            memory, separation = remember(seen, kinds, options, job.seed)
+            memory, separation = remember(seen, kinds, options, job.seed, encoder.judges)
             wanted = ((w.read(), [one.mask for one in _shown(w) if one.kind]) for w in parts)
             memory = replace(memory, blobs=blobs_of(wanted))
             self._tell(separation, parts)

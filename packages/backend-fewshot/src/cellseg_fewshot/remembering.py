@@ -19,6 +19,8 @@ _FAR = 1.25
 examples than these from each other."""
 _USUAL = 0.9
 """How far examples lie from each other: the distance to the nearest other one of this part."""
+_GOOD = 0.6
+"""A mask is good that has this part of the quality of those of examples."""
 _MOST_NEGATIVES = 512
 _CERTAIN = 2.5
 """Logit of the typical example, by its similarity alone; and below 0 of what is none."""
@@ -56,7 +58,7 @@ def remember_crops(seen: Seen, kinds: Sequence[int], occupancy: float) -> Memory
 
 
 def remember(
-    seen: Seen, kinds: Sequence[int], options: FewshotOptions, seed: int
+    seen: Seen, kinds: Sequence[int], options: FewshotOptions, seed: int, judged: bool
 ) -> tuple[Memory, Separation]:
     """Prototypes, negatives, priors and thresholds, for the mode dense.
 
@@ -65,9 +67,10 @@ def remember(
         kinds: the classes, by rising number.
         options: those of the comparison count.
         seed: of the choice of prototypes, and of negatives where there are too many.
+        judged: whether the quality of masks was learned from the examples (``Encoder.judges``).
     """
     shown = np.flatnonzero(seen.roles == Role.SHOWN)
-    negatives = _negatives(seen, shown, options.background is not False, seed)
+    negatives = _negatives(seen, shown, options.background is not False, seed, judged)
     others = np.flatnonzero(~np.isin(seen.roles, (Role.SHOWN, Role.FOUND)))
     against = negatives if len(negatives) else others
     groups = [seen.descriptors[rows].astype(np.float64) for rows in (shown, against) if len(rows)]
@@ -146,15 +149,20 @@ def _sizes(seen: Seen, kinds: Sequence[int]) -> Memory:
 
 
 def _negatives(
-    seen: Seen, shown: NDArray[np.int64], background: bool, seed: int
+    seen: Seen, shown: NDArray[np.int64], background: bool, seed: int, judged: bool
 ) -> NDArray[np.int64]:
     """The masks that are certainly no object of the kind: what is to be left alone, and with
     ``background`` what lies far from all examples, wherever it is. Objects at which nobody pointed
-    look like the examples, and are not among them."""
+    look like the examples, or are at least good masks where that was ``judged`` by the examples;
+    they are not among them."""
     avoided = np.flatnonzero(seen.roles == Role.AVOIDED)
     if not background:
         return avoided
-    others = np.flatnonzero(np.isin(seen.roles, (Role.WRONG, Role.AROUND, Role.UNKNOWN)))
+    apart = np.isin(seen.roles, (Role.WRONG, Role.AROUND, Role.UNKNOWN))
+    found = seen.quality[seen.roles == Role.FOUND]
+    if judged and len(found):
+        apart &= (seen.roles != Role.UNKNOWN) | (seen.quality < _GOOD * np.median(found))
+    others = np.flatnonzero(apart)
     if not len(others):
         return avoided
     place = Space.of(seen.descriptors.astype(np.float64)).place(seen.descriptors)

@@ -74,6 +74,11 @@ class Encoder(Protocol):
         """How many planes and crops were encoded so far."""
 
     @property
+    def judges(self) -> bool:
+        """Whether the scores of its masks were learned from the examples, so that a good mask is
+        likely an object like them, however else it looks."""
+
+    @property
     def side(self) -> int:
         """Pixels along a side of what it sees at once at its best; crops are brought to it."""
 

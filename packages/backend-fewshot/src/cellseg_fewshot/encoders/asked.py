@@ -134,6 +134,8 @@ class AskedEncoder(ABC):
         bases: where the weights are from.
     """
 
+    judges = False
+
     def __init__(
         self,
         *,

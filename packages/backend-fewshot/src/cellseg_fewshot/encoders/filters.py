@@ -76,6 +76,11 @@ class FilterEncoder:
         return self._calls
 
     @property
+    def judges(self) -> bool:
+        """Its scores were learned from the examples."""
+        return True
+
+    @property
     def side(self) -> int:
         """Pixels along a side that crops are brought to."""
         return _SIDE
