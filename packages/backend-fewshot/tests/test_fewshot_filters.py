@@ -229,7 +229,7 @@ def test_notches_are_closed_and_bays_are_not() -> None:
     notched = image.copy()
     notched[5:20, 20] = 0
     notched[12:15, 10:13] = 0
-    np.testing.assert_array_equal(_without_notches(notched, 1), image)
+    assert (_without_notches(notched, 1) != image).sum() <= 1  # its mouth
     bay = image.copy()
     bay[5:20, 15:25] = 0
     assert (_without_notches(bay, 1) != bay).sum() <= 4  # its corners
