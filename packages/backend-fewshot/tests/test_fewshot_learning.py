@@ -61,7 +61,7 @@ class ThresholdView:
 
 
 class ThresholdEncoder:
-    name, side, judges = "thresholds", 1024, False
+    name, side, judges, scales = "thresholds", 1024, False, True
 
     def __init__(self) -> None:
         self.calls = 0

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import xxhash
 
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
+from weights_site import Site, serving  # noqa: E402
 
-from cellseg.download import Remote  # noqa: E402
 from cellseg.errors import WeightsError  # noqa: E402
 from cellseg.events import Event, Progress  # noqa: E402
 from cellseg.torch.sam.architecture import Architecture  # noqa: E402
@@ -151,52 +148,22 @@ def test_a_decoder_is_added_or_left_out(model: MicroSam, tmp_path: Path) -> None
 
 
 @pytest.fixture
-def site(
-    model: MicroSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, bytes]]:
+def site(model: MicroSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A server on loopback that has the tiny model in the place of ``vit_b_lm``."""
-    files: dict[str, bytes] = {}
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *words: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            asked.append(self.path[1:])
-            body = files.get(self.path[1:])
-            self.send_response(404 if body is None else 200)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
     folder = tmp_path / "at"
     folder.mkdir()
     assert model.decoder is not None
     torch.save(model.sam.state_dict(), folder / "vit_b_lm")
     torch.save(model.decoder.state_dict(), folder / "vit_b_lm_decoder")
-    files.update({path.name: path.read_bytes() for path in folder.iterdir()})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-
-    def remote(name: str) -> Remote:
-        checksum = xxhash.xxh128(files[name]).hexdigest()
-        url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
-        return Remote(url=url, name=name, checksum=f"xxh128:{checksum}")
-
-    entry = Published(remote("vit_b_lm"), "CC-BY-4.0", remote("vit_b_lm_decoder"))
-    monkeypatch.setattr("cellseg.torch.sam.weights.PUBLISHED", {"vit_b_lm": entry})
-    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
-    files["asked"] = asked  # type: ignore[assignment]
-    yield files
-    server.shutdown()
-    thread.join()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with serving(files) as site:
+        entry = Published(site.remote("vit_b_lm"), "CC-BY-4.0", site.remote("vit_b_lm_decoder"))
+        monkeypatch.setattr("cellseg.torch.sam.weights.PUBLISHED", {"vit_b_lm": entry})
+        monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
+        yield site
 
 
-def test_a_published_model_is_downloaded_once(
-    site: dict[str, bytes], model: MicroSam, tmp_path: Path
-) -> None:
+def test_a_published_model_is_downloaded_once(site: Site, model: MicroSam, tmp_path: Path) -> None:
     events: list[Event] = []
     loaded = load_published("vit_b_lm", events.append)
     assert same(loaded.model, model)
@@ -206,7 +173,7 @@ def test_a_published_model_is_downloaded_once(
     names = [(base.name, base.licence, len(base.sha256)) for base in loaded.bases]
     assert names == [("vit_b_lm", "CC-BY-4.0", 64), ("vit_b_lm_decoder", "CC-BY-4.0", 64)]
     load_published("vit_b_lm", events.append)
-    assert site["asked"] == ["vit_b_lm", "vit_b_lm_decoder"], "micro-SAM's own cache serves too"
+    assert site.asked == ["vit_b_lm", "vit_b_lm_decoder"], "micro-SAM's own cache serves too"
 
 
 def test_every_model_that_is_not_random_is_published() -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
+
+from triton_interpreter import run_interpreted  # noqa: E402
 
 from cellseg_vista.losses import Margins, discriminative  # noqa: E402
 
@@ -48,17 +47,8 @@ def compare(size, half=False, last=False, runs=False, empty=None, **given):
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, list[float]]:
-    """The differences of all cases, from a process of its own: Triton is interpreted in all of a
-    process or not at all."""
-    here = Path(__file__)
-    done = subprocess.run(
-        [sys.executable, str(here)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(here.parent)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    """The differences of all cases."""
+    return run_interpreted(Path(__file__))
 
 
 @pytest.mark.parametrize("name", CASES)

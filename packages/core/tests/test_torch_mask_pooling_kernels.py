@@ -4,9 +4,6 @@ for GPUs."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ pytest.importorskip("triton")
 pytest.importorskip("segment_anything")
 
 from mask_proposals import proposals  # noqa: E402
+from triton_interpreter import run_interpreted  # noqa: E402
 
 from cellseg.torch import mask_pooling  # noqa: E402
 from cellseg.torch.frames import Frame  # noqa: E402
@@ -64,17 +62,8 @@ def compare(
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, float]:
-    """The differences in all cases, from a process of its own: Triton is interpreted in all of a
-    process or not at all."""
-    here = Path(__file__)
-    done = subprocess.run(
-        [sys.executable, str(here)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(here.parent)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    """The differences in all cases."""
+    return run_interpreted(Path(__file__))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import sys
-import threading
 import types
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -13,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import xxhash
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("segment_anything")
 
 from safetensors.torch import save_file  # noqa: E402
 from sam_fakes import small_sam  # noqa: E402
+from weights_site import Site, serving  # noqa: E402
 
 from cellseg.download import Remote  # noqa: E402
 from cellseg.errors import ConfigError, WeightsError  # noqa: E402
@@ -171,51 +169,25 @@ def test_what_is_no_model_is_an_error(model: SegmentAnything, tmp_path: Path) ->
 
 
 @pytest.fixture
-def site(
-    model: SegmentAnything, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, bytes]]:
+def site(model: SegmentAnything, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A server on loopback that has the tiny model in the place of ``vit_b_lm``."""
-    files: dict[str, bytes] = {}
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *words: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            asked.append(self.path[1:])
-            body = files.get(self.path[1:])
-            self.send_response(404 if body is None else 200)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
     folder = tmp_path / "at"
     folder.mkdir()
     torch.save(model.sam.state_dict(), folder / "vit_b_lm")
-    files.update({"vit_b_lm": (folder / "vit_b_lm").read_bytes()})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-
-    def remote(name: str) -> Remote:
-        checksum = xxhash.xxh128(files[name]).hexdigest()
-        url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
-        return Remote(url=url, name=name, checksum=f"xxh128:{checksum}")
-
-    entry = Published(
-        remote("vit_b_lm"), "CC-BY-4.0", Remote(url="http://127.0.0.1:9/", name="vit_b_lm_decoder")
-    )
-    monkeypatch.setattr(weights, "PUBLISHED", {"vit_b_lm": entry})
-    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
-    files["asked"] = asked  # type: ignore[assignment]
-    yield files
-    server.shutdown()
-    thread.join()
+    files = {"vit_b_lm": (folder / "vit_b_lm").read_bytes()}
+    with serving(files) as site:
+        entry = Published(
+            site.remote("vit_b_lm"),
+            "CC-BY-4.0",
+            Remote(url="http://127.0.0.1:9/", name="vit_b_lm_decoder"),
+        )
+        monkeypatch.setattr(weights, "PUBLISHED", {"vit_b_lm": entry})
+        monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
+        yield site
 
 
 def test_a_published_model_is_downloaded_once(
-    site: dict[str, bytes], model: SegmentAnything, tmp_path: Path
+    site: Site, model: SegmentAnything, tmp_path: Path
 ) -> None:
     events: list[Event] = []
     loaded = load_published("vit_b_lm", events.append)
@@ -226,10 +198,10 @@ def test_a_published_model_is_downloaded_once(
     assert loaded.base is not None and len(loaded.base.sha256) == 64
     assert (loaded.base.name, loaded.base.licence) == ("vit_b_lm", "CC-BY-4.0")
     load_published("vit_b_lm", events.append)
-    assert site["asked"] == ["vit_b_lm"], "micro-SAM's own cache serves too"
+    assert site.asked == ["vit_b_lm"], "micro-SAM's own cache serves too"
 
 
-def test_a_file_that_is_not_as_published_is_refused(site: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_file_that_is_not_as_published_is_refused(site: Site, tmp_path: Path) -> None:
     cached = tmp_path / "cache" / "models" / "vit_b_lm"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"something else")
@@ -238,7 +210,7 @@ def test_a_file_that_is_not_as_published_is_refused(site: dict[str, bytes], tmp_
     assert str(cached) in error.value.hint and "--checkpoint" in error.value.hint
     assert cached.read_bytes() == b"something else"
     cached.unlink()
-    site["vit_b_lm"] += b"changed on the way"
+    site.files["vit_b_lm"] += b"changed on the way"
     with pytest.raises(WeightsError, match="is not the file expected"):
         load_published("vit_b_lm", print)
     assert not cached.exists()

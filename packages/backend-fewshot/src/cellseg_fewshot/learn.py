@@ -85,7 +85,7 @@ class _Learning:
         encoder = open_encoder(settings, self.device, self.emit)
         images = self._with_masks(encoder)
         masks = [e.mask for image in images for e in image.examples if e.positive]
-        tiling = tiling_for([m for m in masks if m is not None], encoder.side, _scales(encoder))
+        tiling = tiling_for([m for m in masks if m is not None], encoder.side, encoder.scales)
         encoder.expect(_side(tiling))
         parts = windows(images, tiling)
         encoder = self._fitted(encoder, parts)
@@ -153,7 +153,7 @@ class _Learning:
         if all(example.mask is not None for example in every):
             return images
         known = [e.mask for e in every if e.mask is not None]
-        tiling = tiling_for(known, encoder.side, _scales(encoder)) if known else _wide(encoder)
+        tiling = tiling_for(known, encoder.side, encoder.scales) if known else _wide(encoder)
         answers: dict[int, Example] = {}
         for window in windows(images, tiling):
             points = [example for example in window.examples if example.mask is None]
@@ -296,11 +296,6 @@ class _Learning:
             )
 
 
-def _scales(encoder: Encoder) -> bool:
-    """Whether it brings all planes to one size."""
-    return encoder.name != "filters"
-
-
 def _side(tiling: Tiling) -> int:
     """Of a whole tile, in pixels."""
     return tiling.core[1] + 2 * tiling.halo[1]
@@ -309,7 +304,7 @@ def _side(tiling: Tiling) -> int:
 def _wide(encoder: Encoder) -> Tiling:
     """How to cut images while the size of the objects is not known."""
     halo = ceil(encoder.side / 8)
-    core = encoder.side - 2 * halo if _scales(encoder) else 1024
+    core = encoder.side - 2 * halo if encoder.scales else 1024
     return Tiling((1, core, core), (0, halo, halo))
 
 

@@ -79,6 +79,10 @@ class Encoder(Protocol):
         likely an object like them, however else it looks."""
 
     @property
+    def scales(self) -> bool:
+        """Whether it brings planes to the size that it sees; others take them as they are."""
+
+    @property
     def side(self) -> int:
         """Pixels along a side of what it sees at once at its best; crops are brought to it."""
 

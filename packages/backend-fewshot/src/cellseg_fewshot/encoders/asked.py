@@ -134,7 +134,7 @@ class AskedEncoder(ABC):
         bases: where the weights are from.
     """
 
-    judges = False
+    judges, scales = False, True
 
     def __init__(
         self,

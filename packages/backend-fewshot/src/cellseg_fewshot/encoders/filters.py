@@ -81,6 +81,11 @@ class FilterEncoder:
         return True
 
     @property
+    def scales(self) -> bool:
+        """Planes are seen as they are."""
+        return False
+
+    @property
     def side(self) -> int:
         """Pixels along a side that crops are brought to."""
         return _SIDE
