@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cellseg.tracks import Lineage
+
 Image: TypeAlias = "NDArray[Any]"
 """``(c, z, y, x)``; float32 wherever core has normalised it."""
 Labels: TypeAlias = "NDArray[np.integer[Any]]"
@@ -73,6 +75,9 @@ class Sample:
     of one class and the ids are plain."""
     weight: float = 1.0
     """How often training patches come from this sample, relative to the others."""
+    tracks: Lineage | None = None
+    """Where the ids in ``labels`` are those of tracks: all tracks of the movie, the same in each of
+    its frames. Their frames are counted as in ``frame``."""
 
     @property
     def group(self) -> str:
@@ -153,6 +158,22 @@ class Segmentation:
     probabilities: NDArray[np.float32] | None = None
     """``(k, z, y, x)`` float32, 0 to 1: the probability of each of the bundle's ``classes`` at each
     voxel of the tile. Only where ``PredictJob.probabilities`` asks for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """What a tracker finds in one frame."""
+
+    labels: Labels
+    """``(z, y, x)`` of the tile, integers, 0 is background. An object has the same id in all frames,
+    also after frames that did not show it; no id is ever used for another one."""
+    parents: Mapping[int, int] = field(default_factory=dict)
+    """Of objects that come from a division and are in this frame for the first time: the id of
+    their mother, which ends in an earlier frame."""
+    scores: Mapping[int, float] = field(default_factory=dict)
+    """Confidence of each label, 0 to 1; empty where the model has none."""
+    classes: Mapping[int, int] = field(default_factory=dict)
+    """Class of each label, an index into the bundle's ``classes``; empty for one class."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
-from cellseg.data import Dataset, ExampleImage, Features, Segmentation, Tile, Tiling
+from cellseg.data import Dataset, ExampleImage, Features, Segmentation, Tile, Tiling, Tracked
 from cellseg.events import Emit
 from cellseg.options import NoOptions, Options
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -22,6 +25,20 @@ Predictor: TypeAlias = Callable[[Sequence[Tile]], Sequence[Segmentation]]
 
 Embedder: TypeAlias = Callable[[Sequence[Tile]], Sequence[Features]]
 """Describes a batch of tiles of one shape; as many results, in the same order."""
+
+
+class Tracker(Protocol):
+    """Follows the objects of one field of view, frame by frame. Its memory does not grow."""
+
+    def step(self, tile: Tile) -> Tracked:
+        """What is in the next frame; all frames of a tracker have one shape."""
+
+    def state(self) -> Mapping[str, NDArray[Any]]:
+        """All that the next step depends on, so that another tracker can go on from here."""
+
+
+TrackerMaker: TypeAlias = "Callable[[Mapping[str, NDArray[Any]] | None], Tracker]"
+"""A new tracker: at the first frame of a field (None), or going on from the ``state`` of another."""
 
 Task: TypeAlias = Literal["2d", "3d", "tracking", "few-shot"]
 
@@ -195,6 +212,9 @@ class PredictorSpec(Spec[OptionsT]):
     otherwise; for backends that segment plane by plane."""
     calibrate: Callable[[CalibrateJob[OptionsT], Emit], Mapping[str, object]] | None = None
     """Finds the options that predict labelled images best, for ``cellseg calibrate``."""
+    track: Callable[[PredictJob[OptionsT]], TrackerMaker] | None = None
+    """Loads what follows the objects of movies from frame to frame; then movies are tracked, unless
+    the user says otherwise. Still images always go through ``load``."""
     embed: Callable[[PredictJob[OptionsT]], Embedder] | None = None
     """Loads what describes each place of a tile by a vector, for ``cellseg embed``."""
 

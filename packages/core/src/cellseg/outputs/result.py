@@ -19,6 +19,7 @@ from cellseg.engine.plan import Box
 from cellseg.engine.tile import Objects
 from cellseg.errors import CellsegError
 from cellseg.files import replacing
+from cellseg.tracks import Lineage
 
 Block: TypeAlias = NDArray[np.float32]
 
@@ -33,7 +34,8 @@ class Result:
 
     name: str
     frames: Sequence[LazyArray]
-    """Each ``(z, y, x)`` uint32, of one shape, ids from 1 without gaps."""
+    """Each ``(z, y, x)`` uint32, of one shape; ids from 1 without gaps, unless they are those of
+    tracks."""
     objects: Sequence[Objects]
     """Of each frame, in the order of their ids."""
     movie: bool = False
@@ -48,6 +50,12 @@ class Result:
     probabilities: Sequence[LazyArray] = ()
     """Of each frame, ``(k, z, y, x)``, 0 to 1: the probability of each class; empty where they are
     not asked for."""
+    ids: Sequence[NDArray[np.uint32]] | None = None
+    """Of each frame, the ids of its objects, ascending, where they are those of tracks; None where
+    they run from 1 without gaps."""
+    tracks: Lineage | None = None
+    """Where ``ids`` are those of tracks: all tracks of the movie; frames count from 0, as in
+    ``frames``."""
     pause: Callable[[], None] = field(default=_nothing)
     """Called between blocks; raises to stop the writing."""
 

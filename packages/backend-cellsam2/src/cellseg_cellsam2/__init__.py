@@ -1,0 +1,1 @@
+"""The cellsam2 backend of cellseg."""
