@@ -183,7 +183,12 @@ def copy_split(source: Path, plan: Plan, folder: Path) -> dict[str, int]:
 
 
 def fit(
-    backend: str, options: dict[str, object], epochs: int, limit: float, folder: Path
+    backend: str,
+    options: dict[str, object],
+    epochs: int,
+    limit: float,
+    folder: Path,
+    run: str = "run",
 ) -> tuple[float, float]:
     """Train for at most ``limit`` CPU minutes; wall and CPU minutes."""
     start, cpu = time.monotonic(), time.process_time()
@@ -206,14 +211,14 @@ def fit(
             Plugins(),
             backend,
             folder / "train",
-            folder / "run",
+            folder / run,
             settings=TrainSettings(val=folder / "val", epochs=epochs, device="cpu"),
             options=options,
             emit=emit,
             interrupted=late,
         )
     except InterruptedRunError:
-        resume(Plugins(), folder / "run", epochs=best[-1].epoch, emit=emit)
+        resume(Plugins(), folder / run, epochs=best[-1].epoch, emit=emit)
     print()
     return (time.monotonic() - start) / 60, (time.process_time() - cpu) / 60
 

@@ -15,6 +15,9 @@ from cellseg.download import Remote
 from cellseg.errors import ConfigError, DataError, WeightsError
 from cellseg.events import Event
 from cellseg.specs import BaseWeights
+from cellseg.torch.sam2 import weights as weights_module
+from cellseg.torch.sam2.model import build
+from cellseg.torch.sam2.weights import holds_sam2
 from cellseg.torch.weights import seeded
 from cellseg_fewshot.encoders import (
     EncoderSettings,
@@ -23,9 +26,8 @@ from cellseg_fewshot.encoders import (
     open_encoder,
     restore_encoder,
 )
-from cellseg_fewshot.encoders import sam2 as sam2_module
 from cellseg_fewshot.encoders.asked import Asking
-from cellseg_fewshot.encoders.sam2 import Sam2Encoder, build, holds_sam2
+from cellseg_fewshot.encoders.sam2 import Sam2Encoder
 from cellseg_fewshot.options import FewshotOptions
 from cellseg_fewshot.proposals import grid_points
 from cellseg_fewshot.refine import refine
@@ -37,75 +39,9 @@ NAME = "sam2.1_hiera_tiny"
 
 
 def tiny() -> Any:
-    """SAM 2 with a square of 128 pixels, 1.4 M random weights and masks that are not empty."""
-    from sam2.modeling.backbones.hieradet import Hiera
-    from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
-    from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
-    from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
-    from sam2.modeling.position_encoding import PositionEmbeddingSine
-    from sam2.modeling.sam.transformer import RoPEAttention
-    from sam2.modeling.sam2_base import SAM2Base
-
-    width, memory = 64, 16
-
-    def attention(**more: Any) -> RoPEAttention:
-        return RoPEAttention(
-            embedding_dim=width, num_heads=1, downsample_rate=1, feat_sizes=(8, 8), **more
-        )
-
+    """SAM 2 with a square of 128 pixels, random weights and masks that are not empty."""
     with seeded(0):
-        layer = MemoryAttentionLayer(
-            activation="relu",
-            cross_attention=attention(kv_in_dim=memory, rope_k_repeat=True),
-            d_model=width,
-            dim_feedforward=64,
-            dropout=0.0,
-            pos_enc_at_attn=False,
-            pos_enc_at_cross_attn_keys=True,
-            pos_enc_at_cross_attn_queries=False,
-            self_attention=attention(),
-        )
-        model = SAM2Base(
-            image_encoder=ImageEncoder(
-                trunk=Hiera(
-                    embed_dim=16,
-                    num_heads=1,
-                    stages=(1, 1, 2, 1),
-                    global_att_blocks=(3,),
-                    window_spec=(8, 4, 8, 4),
-                    window_pos_embed_bkg_spatial_size=(4, 4),
-                ),
-                neck=FpnNeck(
-                    PositionEmbeddingSine(width),
-                    d_model=width,
-                    backbone_channel_list=[128, 64, 32, 16],
-                    fpn_top_down_levels=[2, 3],
-                    fpn_interp_model="nearest",
-                ),
-                scalp=1,
-            ),
-            memory_attention=MemoryAttention(
-                d_model=width, pos_enc_at_input=True, layer=layer, num_layers=1
-            ),
-            memory_encoder=MemoryEncoder(
-                out_dim=memory,
-                in_dim=width,
-                mask_downsampler=MaskDownSampler(
-                    embed_dim=width, kernel_size=3, stride=2, padding=1
-                ),
-                fuser=Fuser(CXBlock(dim=width), num_layers=1),
-                position_encoding=PositionEmbeddingSine(memory),
-            ),
-            image_size=128,
-            directly_add_no_mem_embed=True,
-            use_high_res_features_in_sam=True,
-            multimask_output_in_sam=True,
-            iou_prediction_use_sigmoid=True,
-            pred_obj_scores=True,
-            pred_obj_scores_mlp=True,
-            use_obj_ptrs_in_encoder=True,
-            fixed_no_obj_ptr=True,
-        )
+        model: Any = build("nano")
         torch.nn.init.normal_(model.no_mem_embed)
     return model.eval()
 
@@ -114,7 +50,7 @@ def tiny() -> Any:
 def encoder() -> Sam2Encoder:
     return Sam2Encoder(
         tiny(),
-        config=NAME,
+        config="nano",
         name=NAME,
         published=True,
         asking=Asking(0.0, 0.0, 16),
@@ -124,10 +60,8 @@ def encoder() -> Sam2Encoder:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file as SAM 2 publishes its own, of a size that is then taken for the smallest one."""
-    monkeypatch.setattr(sam2_module, "_SIZES", {(16, 5): NAME})
-    monkeypatch.setattr(sam2_module, "build", lambda name: tiny())
+def checkpoint(tmp_path: Path) -> Path:
+    """A file as SAM 2 publishes its own."""
     model = tiny()
     for parameter in model.parameters():
         parameter.data.add_(0.01)
@@ -243,7 +177,8 @@ def test_published_weights_are_fetched_and_not_kept(
             name=remote.name, source=remote.url, licence=licence, sha256=digests[-1]
         )
 
-    monkeypatch.setattr(sam2_module, "fetch_weights", fetched)
+    monkeypatch.setattr(weights_module, "fetch_weights", fetched)
+    monkeypatch.setattr(weights_module, "build", lambda name, side: tiny())
     encoder = open_encoder(EncoderSettings(name=NAME), CPU)
     assert asked[0].url.endswith("segment_anything_2/092824/sam2.1_hiera_tiny.pt")
     assert base_weights(encoder)[0].licence == "Apache-2.0"
@@ -253,47 +188,6 @@ def test_published_weights_are_fetched_and_not_kept(
     digests.append("cd")
     with pytest.raises(WeightsError, match="not those that the model"):
         restore_encoder(describe_encoder(encoder), {}, EncoderSettings(), CPU)
-
-
-def test_a_size_that_nobody_published_is_refused(tmp_path: Path) -> None:
-    torch.save({"model": tiny().state_dict()}, tmp_path / "mine.pt")
-    with pytest.raises(WeightsError, match="5 blocks of width 16"):
-        open_encoder(EncoderSettings(checkpoint=tmp_path / "mine.pt"), CPU)
-
-
-def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sam2_module, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="needs the package sam2") as caught:
-        build(NAME)
-    assert caught.value.hint is not None
-    assert 'SAM2_BUILD_CUDA=0 uv pip install "cellseg-fewshot[sam2]"' in caught.value.hint
-
-
-@pytest.mark.parametrize(("size", "name"), sorted(sam2_module._SIZES.items()))
-def test_each_size_is_as_the_package_describes_it(size: tuple[int, int], name: str) -> None:
-    trunk = sam2_module._config(name).model.image_encoder.trunk
-    stages = trunk.get("stages", (2, 3, 16, 3))
-    assert (trunk.get("embed_dim", 96), sum(stages)) == size
-
-
-def test_it_is_built_whatever_hydra_is_used_for(tmp_path: Path) -> None:
-    """Others' configurations neither matter nor suffer."""
-    import sam2  # noqa: F401
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    before = GlobalHydra.instance().hydra
-    try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(tmp_path), version_base="1.3"):
-            mine = GlobalHydra.instance().hydra
-            model = build(NAME)
-            assert GlobalHydra.instance().hydra is mine
-    finally:
-        GlobalHydra.instance().hydra = before
-    tensors = model.state_dict()
-    assert holds_sam2(tensors)
-    assert sam2_module._config_of(tensors, Path("file")) == NAME
 
 
 def test_refinement_is_refused(encoder: Sam2Encoder) -> None:

@@ -14,11 +14,13 @@ import pytest
 
 from cellseg.events import Note, Progress, Validated
 from cellseg.metrics import overlaps, score, tally
-from cellseg.report import View, write_evaluation_report, write_run_report
+from cellseg.report import View, write_evaluation_report, write_run_report, write_tracks_page
+from cellseg.report.drawing import distinct
 from cellseg.report.overlay import PREDICTION, TRUTH
 from cellseg.runs import Request, RunDir
 from cellseg.splits import Splits
 from cellseg.synthetic import make_image
+from cellseg.tracks import Lineage, Track
 from cellseg.workflows.evaluate import Evaluation, ImageScores
 from cellseg.workflows.evaluate_settings import EvaluateSettings
 
@@ -129,3 +131,22 @@ def test_run_report(tmp_path) -> None:
     assert "<title>Training of run</title>" in shown.dom
     assert shown.dom.count('<svg viewBox="0 0 560 260"') == 2
     assert share(shown.picture, (0, 114, 178)) > 1e-4  # the training curve is drawn
+
+
+def test_tracks_page(tmp_path) -> None:
+    labels = np.zeros((4, 1, 40, 60), np.uint32)
+    labels[:2, 0, 10:30, 20:40] = 1
+    labels[2:, 0, 10:30, 10:28], labels[2:, 0, 10:30, 32:50] = 2, 3
+    lineage = Lineage.of([Track(1, 0, 1), Track(2, 2, 3, 1), Track(3, 2, 3, 1)])
+    page = write_tracks_page(
+        tmp_path / "tracks.html", HOSTILE, None, list(labels), lineage, (1.0, 1.0, 1.0)
+    )
+    shown = browse(page, tmp_path, "1200,1800")
+
+    assert shown.console == ""
+    assert shown.dom.count('<path class="track"') == 3
+    mother, *daughters = distinct(np.array([1, 2, 3]))
+    assert share(shown.picture, mother) > 2e-4  # in the movie or the lineage
+    assert all(share(shown.picture, colour) > 2e-4 for colour in daughters)
+    top = shown.picture[:900].astype(int)  # the movie has a frame of white letters on black
+    assert ((top == 0).all(axis=2).mean()) > 0.05

@@ -12,7 +12,9 @@ from cellseg.events import Emit, Note
 from cellseg.hookspecs import hookimpl
 from cellseg.options import NoOptions
 from cellseg.readers import recognise
+from cellseg.readers.ctc_folders import is_ctc
 from cellseg.readers.options import (
+    CtcOptions,
     FolderOptions,
     Hdf5Options,
     NiftiOptions,
@@ -44,6 +46,13 @@ def cellseg_datasets() -> Iterator[DatasetSpec[Any]]:
         options=TiffOptions,
         open=_open_tiff,
         recognises=recognise.is_tiff,
+    )
+    yield DatasetSpec(
+        name="ctc",
+        summary="sequences of the Cell Tracking Challenge, with their tracks",
+        options=CtcOptions,
+        open=_open_ctc,
+        recognises=is_ctc,
     )
     yield DatasetSpec(
         name="ome-zarr",
@@ -119,6 +128,12 @@ def _open_tiff(path: Path, options: TiffOptions, labelled: bool) -> Dataset:
     from cellseg.readers.folder import open_file
 
     return open_file(path, options, labelled)
+
+
+def _open_ctc(path: Path, options: CtcOptions, labelled: bool) -> Dataset:
+    from cellseg.readers.ctc import open_ctc
+
+    return open_ctc(path, options, labelled)
 
 
 def _open_ome_zarr(path: Path, options: OmeZarrOptions, labelled: bool) -> Dataset:

@@ -180,6 +180,11 @@ class PatchGrid(Sequence[Patch]):
     def __len__(self) -> int:
         return len(self._cuts)
 
+    @property
+    def corners(self) -> tuple[ZYX, ...]:
+        """Where each patch begins in its image; negative where it is padded."""
+        return tuple(corner for _, corner in self._cuts)
+
     def __getitem__(self, index: Any) -> Any:
         """Patch ``index``."""
         if isinstance(index, slice):

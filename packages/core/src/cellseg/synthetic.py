@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from cellseg.data import Sample
 from cellseg.errors import ConfigError
 from cellseg.files import storage_errors
+from cellseg.synthetic_optics import Float, Microscope, smooth_noise
 
 Seed: TypeAlias = int | Sequence[int]
-Float: TypeAlias = NDArray[np.float64]
 
 PIXELS_PER_CELL = 1300
 """Area of the image for each cell of it, where no count is given: crowded, but not full."""
-_OFFSET = 100.0  # what a camera reads in the dark
 _SMALLEST = 40  # pixels; less is left of a cell: its neighbours have overgrown it
 
 
@@ -93,7 +92,8 @@ def make_image(
         raise ConfigError(f"The number of cells must be 0 to 65535, not {count}.")
     rng = np.random.default_rng(seed)
     labels, depth = _place(shape, count, rng)
-    return _photograph(_fluorescence(labels, depth, rng), rng), labels
+    light = _fluorescence(labels, depth, rng)
+    return Microscope.random(shape, rng).record(light, rng), labels
 
 
 def write_dataset(folder: Path, count: int, size: int = 256, seed: int = 0) -> list[str]:
@@ -183,7 +183,7 @@ def _fluorescence(labels: NDArray[np.uint16], depth: Float, rng: np.random.Gener
     brightness = np.clip(rng.lognormal(0.0, 0.33, int(labels.max()) + 1), 0.45, 2.0)
     brightness[0] = 0
     dome = 0.2 + 0.8 * np.sqrt(np.clip(1 - depth**2, 0, 1))
-    grain = np.clip(1 + 0.30 * _smooth_noise(labels.shape, 2.0, rng), 0.3, None)
+    grain = np.clip(1 + 0.30 * smooth_noise(labels.shape, 2.0, rng), 0.3, None)
     light: Float = brightness[labels] * dome * grain
     for _ in range(int(rng.poisson(labels.size / 6500))):
         y, x = rng.uniform(0, labels.shape[0]), rng.uniform(0, labels.shape[1])
@@ -197,39 +197,6 @@ def _fluorescence(labels: NDArray[np.uint16], depth: Float, rng: np.random.Gener
         dy, dx = np.indices(light[window].shape) + np.array([top, left])[:, None, None]
         light[window] += glow * np.exp(-((dy - y) ** 2 + (dx - x) ** 2) / (2 * radius**2))
     return light
-
-
-def _photograph(light: Float, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """What a camera behind a microscope records: defocus, haze, vignette, photons, read noise."""
-    from scipy import ndimage
-
-    focus = rng.uniform(0.7, 1.2)
-    defocus = focus + rng.uniform(0.5, 1.5)
-    tilt = 1 / (1 + np.exp(-2.5 * _smooth_noise(light.shape, max(light.shape) / 4, rng)))
-    seen = (1 - tilt) * ndimage.gaussian_filter(light, focus)
-    seen += tilt * ndimage.gaussian_filter(light, defocus)
-    seen += rng.uniform(0.1, 0.25) * ndimage.gaussian_filter(light, 14)  # from other planes
-
-    y, x = (np.linspace(-1, 1, n) for n in light.shape)
-    slope = rng.uniform(-1, 1, 2)
-    background = rng.uniform(0.12, 0.3) * (1.2 + slope[0] * y[:, None] + slope[1] * x[None, :])
-    middle = rng.uniform(-0.4, 0.4, 2)
-    distance = (y[:, None] - middle[0]) ** 2 + (x[None, :] - middle[1]) ** 2
-    vignette = 1 / (1 + rng.uniform(0.2, 0.7) * distance)
-
-    photons = rng.uniform(40, 130) * vignette * np.clip(seen + background, 0, None)
-    counts = 12 * (rng.poisson(photons) + rng.normal(0, 2.0, light.shape)) + _OFFSET
-    recorded: NDArray[np.uint16] = np.clip(counts.round(), 0, 65535).astype(np.uint16)
-    return recorded
-
-
-def _smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> Float:
-    """Gaussian noise of unit variance that changes over ``sigma`` pixels."""
-    from scipy import ndimage
-
-    noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap")
-    centred: Float = noise - noise.mean()
-    return centred / max(float(noise.std()), 1e-12)
 
 
 def blobs(

@@ -31,12 +31,16 @@ from cellseg.examples import examples_of_labels
 from cellseg.plugins import Plugins
 from cellseg.specs import PredictJob, Predictor, PredictorSpec, Spec, Trained, TrainerSpec, TrainJob
 from cellseg.synthetic import blobs as blobs
+from cellseg.synthetic_movies import make_movie as make_movie
+from cellseg.synthetic_movies import write_ctc as write_ctc
+from cellseg.tracker_testing import TrackerTests
+from cellseg.tracker_testing import moving_blobs as moving_blobs
 
 S = TypeVar("S", bound=Spec[Any])
 HEAVY = ("numpy", "torch", "tensorflow", "jax", "lightning", "monai", "zarr", "ngio", "dask")
 
 
-class BackendTests:
+class BackendTests(TrackerTests):
     """What it means to be a cellseg backend."""
 
     backend: ClassVar[str]
@@ -84,7 +88,8 @@ class BackendTests:
             spec = Plugins().get(PredictorSpec, self.backend)
         except UnknownPluginError:
             pytest.skip("no predictor")
-        assert pickle.loads(pickle.dumps(spec)).load is spec.load
+        sent = pickle.loads(pickle.dumps(spec))
+        assert sent.load is spec.load and sent.track is spec.track
 
     def test_the_plugin_imports_nothing_heavy(self) -> None:
         """Listing backends and asking for help must be quick."""
@@ -319,11 +324,14 @@ class BackendTests:
 
     @classmethod
     def _job(cls, trainer: TrainerSpec[Any], path: Path, epochs: int) -> TrainJob[Any]:
-        images = [blobs(seed, cls.shape) for seed in (1, 2)]
+        images, others = [blobs(seed, cls.shape) for seed in (1, 2)], [blobs(3, cls.shape)]
+        if "tracking" in trainer.tasks:
+            movies = [moving_blobs(seed, cls.shape, 4) for seed in (1, 2, 3)]
+            images, others = movies[0] + movies[1], movies[2]
         return TrainJob(
             options=trainer.options(**cls.train_options),
             train=[] if trainer.examples else images,
-            val=[] if trainer.examples else [blobs(3, cls.shape)],
+            val=[] if trainer.examples else others,
             examples=examples_of_labels(images).images if trainer.examples else (),
             epochs=min(epochs, 1) if trainer.examples else epochs,
             seed=0,

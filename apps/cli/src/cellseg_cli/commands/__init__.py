@@ -27,6 +27,9 @@ COMMANDS = {
         "calibrating", "Find the options of prediction that suit labelled images best.", _USE
     ),
     "predict": Entry("predicting", "Segment images with a trained model.", _USE),
+    "track": Entry(
+        "tracking", "Link the objects of labelled movies to tracks, divisions included.", _USE
+    ),
     "embed": Entry("embedding", "Describe each object by a vector, from what a model sees.", _USE),
     "export": Entry("exporting", "Convert a trained model to another format.", _USE),
     "evaluate": Entry("scoring", "Score predicted labels against the truth.", _LOOK),

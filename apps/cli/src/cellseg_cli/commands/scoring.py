@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cellseg.errors import UsageError
+from cellseg.errors import DataError, PartialError, UsageError
 from cellseg.plugins import Plugins
+from cellseg.workflows.evaluate_settings import EvaluateSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group
@@ -15,8 +16,6 @@ from cellseg_cli.lookup import ConfigFile, Line
 
 def evaluate(arguments: Arguments) -> Command:
     """The command, with the options of the scores."""
-    from cellseg.workflows.evaluate_settings import EvaluateSettings
-
     line = Line(arguments)
 
     def run(
@@ -51,13 +50,18 @@ def evaluate(arguments: Arguments) -> Command:
         ] = None,
         config: ConfigFile = None,
     ) -> None:
-        """Score predicted labels against the truth."""
+        """Score predicted labels, or with --ctc their tracks, against the truth."""
         from cellseg.report import views_of, write_evaluation_report
         from cellseg.workflows.evaluate import evaluate
 
         if images is not None and report is None:
             raise UsageError("--images is for the report.", hint="Add --report scores.html")
         plugins, settings = Plugins(), given.options(EvaluateSettings)
+        if settings.ctc:
+            if images is not None:
+                raise UsageError("--images: the report on tracks (--ctc) has no pictures.")
+            _score_tracks(console, prediction, truth, settings, csv, report)
+            return
         with console.following("Scoring", "image") as emit:
             scores = evaluate(plugins, prediction, truth, settings, emit=emit)
         lines, written = scores.lines(), {}
@@ -73,6 +77,33 @@ def evaluate(arguments: Arguments) -> Command:
         console.result({**scores.to_dict(), **written}, lines)
 
     return Command(run, [Group(EvaluateSettings, "Scores")], line.file, line.configured)
+
+
+def _score_tracks(
+    console: Console,
+    prediction: Path,
+    truth: Path,
+    settings: EvaluateSettings,
+    csv: Path | None,
+    report: Path | None,
+) -> None:
+    from cellseg.report import write_tracks_evaluation_report
+    from cellseg.workflows.evaluate_tracks import evaluate_tracks
+
+    with console.following("Scoring", "frame") as emit:
+        scores = evaluate_tracks(prediction, truth, settings, emit=emit)
+    written = {}
+    if csv is not None:
+        scores.write_csv(csv)
+        written["csv"] = str(csv)
+    if report is not None:
+        write_tracks_evaluation_report(scores, report)
+        written["report"] = str(report)
+    lines = [*scores.lines(), *(f"Written: {path}" for path in written.values())]
+    console.result({**scores.to_dict(), **written}, lines)
+    if scores.invalid:
+        partial = len(scores.invalid) < len(scores.movies)
+        raise typer.Exit((PartialError if partial else DataError).exit_code)
 
 
 def report(arguments: Arguments) -> Command:

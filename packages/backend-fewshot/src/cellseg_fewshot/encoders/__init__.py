@@ -152,8 +152,9 @@ def _of_file(settings: EncoderSettings, path: Path, device: torch.device) -> Enc
             hint="Give the file in it, such as weights.safetensors.",
         )
     from cellseg.torch.sam.weights import read_tensors
+    from cellseg.torch.sam2.weights import holds_sam2
     from cellseg_fewshot.encoders.sam import SamEncoder
-    from cellseg_fewshot.encoders.sam2 import Sam2Encoder, holds_sam2
+    from cellseg_fewshot.encoders.sam2 import Sam2Encoder
 
     values = read_tensors(path)
     second = holds_sam2(values)

@@ -5,40 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-from cellseg.download import Remote
 from cellseg.errors import ConfigError, WeightsError
 from cellseg.events import Emit
 from cellseg.specs import BaseWeights
 from cellseg.torch.frames import Frame
 from cellseg.torch.mask_generation import Decode
-from cellseg.torch.sam.weights import base_of, fetch_weights, read_tensors
+from cellseg.torch.sam.weights import base_of
+from cellseg.torch.sam2.model import MEAN, STD, build
+from cellseg.torch.sam2.weights import fill, load_published, size_of, tensors_of
 from cellseg_fewshot.encoders import EncoderSettings
 from cellseg_fewshot.encoders.asked import AskedEncoder, Asking, arithmetic
 
-_META = "https://dl.fbaipublicfiles.com/segment_anything_2/092824"
-_CONFIGS = {
-    "sam2.1_hiera_tiny": "sam2.1_hiera_t",
-    "sam2.1_hiera_small": "sam2.1_hiera_s",
-    "sam2.1_hiera_base_plus": "sam2.1_hiera_b+",
-    "sam2.1_hiera_large": "sam2.1_hiera_l",
-}
-_TRUNK = "image_encoder.trunk."
-_SIZES = {
-    (96, 12): "sam2.1_hiera_tiny",
-    (96, 16): "sam2.1_hiera_small",
-    (112, 24): "sam2.1_hiera_base_plus",
-    (144, 48): "sam2.1_hiera_large",
-}
-"""Width and number of blocks of the image encoder."""
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the red, green and blue of SAM 2's training images, 0..1."""
 _THRESHOLDS = (0.8, 0.95)
 """SAM 2's own, of the predicted IoU and of the stability."""
 
@@ -80,7 +63,7 @@ class Sam2Encoder(AskedEncoder):
         self.model: Any = model.eval().requires_grad_(False).to(device)
         self.config, self.is_published = config, published
         self._mean, self._std = (
-            torch.tensor(each, device=device).view(3, 1, 1) for each in (_MEAN, _STD)
+            torch.tensor(each, device=device).view(3, 1, 1) for each in (MEAN, STD)
         )
 
     @classmethod
@@ -103,10 +86,7 @@ class Sam2Encoder(AskedEncoder):
         name = name or settings.name
         assert name is not None
         dtype = arithmetic(settings, device)
-        model = build(name)
-        remote = Remote(url=f"{_META}/{name}.pt", name=f"{name}.pt")
-        path, base = fetch_weights(remote, "Apache-2.0", emit)
-        _fill(model, tensors_of(read_tensors(path)), str(path))
+        model, base = load_published(name, emit)
         return cls(
             model,
             config=name,
@@ -142,14 +122,14 @@ class Sam2Encoder(AskedEncoder):
         """
         dtype = arithmetic(settings, device)
         tensors = tensors_of(values)
-        config = _config_of(tensors, path)
+        config = size_of(tensors, path)
         if settings.name is not None and settings.name != config:
             raise ConfigError(
                 f"--checkpoint {path}: holds a {config}, not --encoder {settings.name}.",
                 hint="Leave out --encoder: the file says what it holds.",
             )
         model = build(config)
-        _fill(model, tensors, str(path))
+        fill(model, tensors, str(path))
         return cls(
             model,
             config=config,
@@ -192,7 +172,7 @@ class Sam2Encoder(AskedEncoder):
             return encoder
         dtype = arithmetic(settings, device)
         model = build(config)
-        _fill(model, state, "The model's encoder")
+        fill(model, state, "The model's encoder")
         return cls(
             model,
             config=config,
@@ -259,68 +239,3 @@ class Sam2Encoder(AskedEncoder):
             high_res_features=fine or None,
         )
         return logits, ious
-
-
-def build(name: str) -> nn.Module:
-    """SAM 2.1 of a size among ``ENCODERS``, with random weights.
-
-    It is put together from the file that its package brings, without hydra's global state.
-
-    Raises:
-        ConfigError: the package is not installed.
-    """
-    if find_spec("sam2") is None:
-        raise ConfigError(
-            f"The encoder {name} needs the package sam2, which is not installed.",
-            hint='Install it: SAM2_BUILD_CUDA=0 uv pip install "cellseg-fewshot[sam2]"',
-        )
-    from hydra.utils import instantiate
-
-    model: nn.Module = instantiate(_config(name).model)
-    return model
-
-
-def _config(name: str) -> Any:
-    """The file of the package that describes a size."""
-    import sam2
-    from omegaconf import OmegaConf
-
-    folder = Path(sam2.__path__[0]) / "configs" / "sam2.1"
-    config = OmegaConf.load(folder / f"{_CONFIGS[name]}.yaml")
-    OmegaConf.resolve(config)
-    return config
-
-
-def holds_sam2(values: Mapping[str, Any]) -> bool:
-    """Whether the tensors of a file are those of SAM 2."""
-    return any(name.startswith(_TRUNK) for name in tensors_of(values))
-
-
-def tensors_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a file of SAM 2, which has them under ``model``, or at the top."""
-    inner = values.get("model")
-    return {str(n): v for n, v in (inner if isinstance(inner, Mapping) else values).items()}
-
-
-def _config_of(tensors: Mapping[str, Tensor], path: Path) -> str:
-    blocks = {n.split(".")[3] for n in tensors if n.startswith(f"{_TRUNK}blocks.")}
-    first = tensors.get(f"{_TRUNK}patch_embed.proj.weight")
-    width = 0 if first is None else len(first)
-    if (width, len(blocks)) not in _SIZES:
-        raise WeightsError(
-            f"{path} holds a SAM 2 of {len(blocks)} blocks of width {width}, which is none of the"
-            " published sizes.",
-            hint=f"There are: {', '.join(_CONFIGS)}.",
-        )
-    return _SIZES[width, len(blocks)]
-
-
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    try:
-        model.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise WeightsError(
-            f"{what} does not fit SAM 2.1: {reason}",
-            hint="Weights of SAM 2.0 are of another network: take those of SAM 2.1.",
-        ) from error

@@ -46,6 +46,17 @@ CODES: Mapping[str, str] = {
     "spacing-differs": "images whose voxel size differs more than twofold",
     "dimensions-differ": "flat images and volumes in one set",
     "polarity-mixed": "objects bright in some images and dark in others",
+    "frames-missing": "frames of a movie without an image or without labels",
+    "frames-differ": "frames of one movie that differ in size",
+    "track-span": "tracks that end before they begin",
+    "track-parent": "tracks whose parent is no other track",
+    "track-order": "tracks that begin before their parent has ended",
+    "track-unlisted": "ids in the labels that are in no line of the table of tracks",
+    "track-absent": "tracks of the table that no frame shows",
+    "track-ends": "tracks that begin or end in other frames than the labels show",
+    "track-gaps": "tracks that are missing in frames between their first and their last",
+    "single-daughter": "tracks that continue another one as its only daughter",
+    "many-daughters": "divisions into three or more",
 }
 """Every code that a finding can have, with its meaning."""
 

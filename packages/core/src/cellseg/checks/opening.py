@@ -10,11 +10,12 @@ from cellseg.checks.findings import FileVerdict, Finding
 from cellseg.checks.samples import unreadable
 from cellseg.data import Sample
 from cellseg.errors import DataError
-from cellseg.options import parse
+from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset, reader_for
+from cellseg.readers.ctc import chosen, open_sequence
 from cellseg.readers.folder import image_file, label_image, match
-from cellseg.readers.options import FolderOptions
+from cellseg.readers.options import CtcOptions, FolderOptions
 from cellseg.readers.view import samples_of
 
 
@@ -42,6 +43,8 @@ def open_each(plugins: Plugins, path: Path, reader: str, options: Mapping[str, o
         return Opened([], [_refused(path, unreadable(whole))])
     if spec.name == "folder":
         opened = _pairs(path, parse(FolderOptions, options))
+    elif spec.name == "ctc":
+        return _sequences(path, parse(CtcOptions, unaliased(options, spec.aliases)), whole)
     else:
         children = [child for child in sorted(path.iterdir()) if spec.recognises(child)]
         opened = Opened([], [])
@@ -59,6 +62,24 @@ def open_each(plugins: Plugins, path: Path, reader: str, options: Mapping[str, o
 
 def _refused(path: Path, finding: Finding) -> FileVerdict:
     return FileVerdict(path.name, path, findings=(finding,))
+
+
+def _sequences(path: Path, options: CtcOptions, whole: DataError) -> Opened:
+    """The frames that can be opened, with tables that contradict themselves: the check says how."""
+    opened = Opened([], [])
+    try:
+        found = chosen(path, labelled=True)
+    except DataError:
+        return Opened([], [_refused(path, unreadable(whole))])
+    for sequence in found:
+        part = open_sequence(sequence, options, labelled=True)
+        opened.samples.extend(part.samples)
+        findings = [replace(unreadable(error), code="frames-missing") for error in part.missing]
+        findings += [unreadable(error) for error in part.problems]
+        if findings:
+            verdict = FileVerdict(sequence.name, sequence.where, findings=tuple(findings))
+            opened.refused.append(verdict)
+    return opened
 
 
 def _pairs(path: Path, options: FolderOptions) -> Opened:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cellseg.checks.findings import FileVerdict, Finding, listed
 from cellseg.checks.limits import Limits
+from cellseg.checks.movies import about_movies
 from cellseg.checks.samples import Examined
 
 
@@ -29,6 +30,8 @@ def compared(examined: Sequence[Examined]) -> list[FileVerdict]:
         first = examined[same[0]]
         for i in same[1:]:
             other = examined[i]
+            if first.sample.tracks is not None and first.sample.tracks is other.sample.tracks:
+                continue  # cells that stay where they are
             if first.image and other.image and first.image.fingerprint != other.image.fingerprint:
                 verdicts[i] = verdicts[i].adding(
                     Finding(
@@ -79,6 +82,7 @@ def about_the_set(examined: Sequence[Examined], limits: Limits) -> Iterator[Find
             "There is not one labelled object in all the images.",
             "Check that the labels are the right files.",
         )
+    yield from about_movies(examined)
     yield from _channels(examined)
     yield from _classes(examined)
     yield from _dimensions(examined)

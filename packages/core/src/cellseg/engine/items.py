@@ -12,7 +12,7 @@ from cellseg.engine.refine import Refinement
 from cellseg.errors import DataError
 from cellseg.normalise import Normaliser
 from cellseg.options import Options
-from cellseg.outputs.formats import Output
+from cellseg.outputs.formats import Output, tracks_beside
 from cellseg.prompting import Prompts
 from cellseg.specs import DatasetSpec, PredictJob, PredictorSpec
 
@@ -39,6 +39,10 @@ class Item:
     background."""
     times: tuple[int, ...] | None = None
     """The same of the places in ``frames``."""
+    tracked: bool = False
+    """Whether its objects are followed from frame to frame; only movies are."""
+    page: Path | None = None
+    """Where the report of its tracks goes."""
 
     @property
     def tiles(self) -> int:
@@ -48,16 +52,43 @@ class Item:
     @property
     def chosen(self) -> Sequence[int]:
         """The numbers of the tiles that are segmented, ascending."""
-        size = len(self.plan)
-        if self.planes is None:
-            inner: Sequence[int] = range(size)
-        else:
-            plane = self.plan.grid[1] * self.plan.grid[2]
-            inner = [z * plane + tile for z in self.planes for tile in range(plane)]
         if self.planes is None and self.times is None:
             return range(self.tiles)
-        times = range(len(self.frames)) if self.times is None else self.times
-        return [frame * size + tile for frame in times for tile in inner]
+        size, places = len(self.plan), self.places
+        return [frame * size + tile for frame in self.steps for tile in places]
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """The places in ``frames`` that are segmented, ascending."""
+        return range(len(self.frames)) if self.times is None else self.times
+
+    @property
+    def places(self) -> list[int]:
+        """The numbers of the tiles of a frame that are segmented, ascending."""
+        if self.planes is None:
+            return list(range(len(self.plan)))
+        plane = self.plan.grid[1] * self.plan.grid[2]
+        return [z * plane + tile for z in self.planes for tile in range(plane)]
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is written of it."""
+        found = [output.path for output in self.outputs]
+        if self.tracked:
+            tables = [tracks_beside(o) for o in self.outputs if not o.probabilities]
+            found += [table for table in tables if table is not None]
+        if self.page is not None:
+            found.append(self.page)
+        return list(dict.fromkeys(found))
+
+    def at(self, place: int) -> list[int]:
+        """The numbers of the tiles at one place in all frames that are segmented, ascending."""
+        return [frame * len(self.plan) + place for frame in self.steps]
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one tile, which is written as soon as it is segmented."""
+        return self.tiles == 1 and not self.tracked
 
     @property
     def depth(self) -> int:

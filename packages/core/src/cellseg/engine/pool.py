@@ -9,12 +9,13 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import TracebackType
 
+from cellseg.engine.follow import EVERY
 from cellseg.engine.items import Item, Recipe, TileRef, make_items
 from cellseg.engine.worker import Outcome, Worker
 from cellseg.errors import DeviceError, PluginError
@@ -22,11 +23,11 @@ from cellseg.errors import DeviceError, PluginError
 _worker: Worker | None = None
 
 
-class Pool(AbstractContextManager[Callable[[Iterator[list[TileRef]]], Iterator[Outcome]]]):
-    """A pool of processes; as a context it gives a function from batches to outcomes.
+class Pool(AbstractContextManager["Pool"]):
+    """A pool of processes; a ``run.Runner``. Use it as a context.
 
-    Outcomes come in the order of the batches. The processes are started afresh ("spawn"), so
-    each opens the images and loads the predictor by itself.
+    The processes are started afresh ("spawn"), so each opens the images and loads the predictor by
+    itself.
 
     Raises:
         PluginError: the backend or the reader cannot be sent to another process.
@@ -34,7 +35,9 @@ class Pool(AbstractContextManager[Callable[[Iterator[list[TileRef]]], Iterator[O
 
     def __init__(self, recipe: Recipe, items: Sequence[Item], workers: int) -> None:
         # Not their frames: files that are open cannot be sent.
-        chosen = [(item.name, item.planes, item.times, item.outputs) for item in items]
+        chosen = [
+            (item.name, item.planes, item.times, item.tracked, item.outputs) for item in items
+        ]
         try:
             sent = pickle.dumps((recipe, chosen))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -43,14 +46,15 @@ class Pool(AbstractContextManager[Callable[[Iterator[list[TileRef]]], Iterator[O
                 f"cannot be sent to another process: {error}",
                 hint="Their functions must stand at the top of a module; or use --workers 1.",
             ) from error
+        self._workers = workers
         self._ahead = 2 * workers
         self._executor = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), _start, (sent,)
         )
 
-    def __enter__(self) -> Callable[[Iterator[list[TileRef]]], Iterator[Outcome]]:
-        """The function that runs batches."""
-        return self._run
+    def __enter__(self) -> Pool:
+        """Itself."""
+        return self
 
     def __exit__(
         self,
@@ -61,20 +65,62 @@ class Pool(AbstractContextManager[Callable[[Iterator[list[TileRef]]], Iterator[O
         """Wait for the batches that are running, forget the others."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, units: Iterator[list[TileRef]]) -> Iterator[Outcome]:
+    def tiles(self, units: Iterator[list[TileRef]]) -> Iterator[Outcome]:
+        """Do batches; their outcomes come in the order of the batches."""
         waiting: deque[Future[Outcome]] = deque()
-        try:
+        with _mended():
             for unit in units:
                 waiting.append(self._executor.submit(_do, unit))
                 if len(waiting) > self._ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise DeviceError(
-                "A worker process died, most likely because the memory is used up.",
-                hint="Go on with --resume and fewer --workers, or a smaller --tile-size.",
-            ) from error
+
+    def lanes(
+        self, lanes: Sequence[Sequence[TileRef]], stopped: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        """Do lanes side by side, each a few tiles at a time; outcomes come as they are ready.
+
+        A lane ends with the first tile that fails.
+        """
+        left = deque(deque(chunks(lane)) for lane in lanes)
+        running: dict[Future[Outcome], deque[list[TileRef]]] = {}
+        with _mended():
+            while not stopped():
+                while left and len(running) < self._workers:
+                    chosen = left.popleft()
+                    running[self._executor.submit(_do, chosen.popleft())] = chosen
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    chosen, outcome = running.pop(future), future.result()
+                    if chosen and not outcome.failures:
+                        left.appendleft(chosen)
+                    yield outcome
+            for future in running:  # what is under way is done, and kept
+                yield future.result()
+
+
+@contextmanager
+def _mended() -> Iterator[None]:
+    """Say in words that a process has died."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise DeviceError(
+            "A worker process died, most likely because the memory is used up.",
+            hint="Go on with --resume and fewer --workers, or a smaller --tile-size.",
+        ) from error
+
+
+def chunks(lane: Sequence[TileRef]) -> Iterator[list[TileRef]]:
+    """The tiles of a lane, ``EVERY`` frames at a time: after each of these, the state of the
+    tracker is on disk, so that any process can go on.
+
+    A lane begins at a frame after which there is a state, or at the first one.
+    """
+    for start in range(0, len(lane), EVERY):
+        yield list(lane[start : start + EVERY])
 
 
 def _start(sent: bytes) -> None:
@@ -88,8 +134,15 @@ def _start(sent: bytes) -> None:
     made = make_items(samples, recipe.tiling, recipe.volumetric)
     found = {item.name: item for item in made}
     items = [
-        replace(found[name], index=index, planes=planes, times=times, outputs=outputs)
-        for index, (name, planes, times, outputs) in enumerate(chosen)
+        replace(
+            found[name],
+            index=index,
+            planes=planes,
+            times=times,
+            tracked=tracked,
+            outputs=outputs,
+        )
+        for index, (name, planes, times, tracked, outputs) in enumerate(chosen)
     ]
     _worker = Worker(recipe, items)
 

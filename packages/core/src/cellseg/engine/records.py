@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from cellseg.data import ZYX
 from cellseg.engine.plan import Direction
-from cellseg.engine.tile import TileLabels, no_objects
+from cellseg.engine.tile import Sightings, TileLabels, no_objects, no_sightings
 from cellseg.files import storage_errors
 
 _COLUMNS = ("area", "centroid", "low", "high", "score", "kind")
+_SIGHTINGS = ("ids", "parents", "own")
 _MAGIC = b"cellseg tile 1\n"
 
 
@@ -55,6 +56,10 @@ def save(path: Path, tile: TileLabels) -> None:
     arrays: dict[str, NDArray[Any]] = {"core": tile.core}
     arrays |= {_key(direction): strip for direction, strip in tile.strips.items()}
     arrays |= {name: getattr(tile.objects, name) for name in _COLUMNS}
+    if tile.sightings is not None:
+        arrays |= {f"seen {name}": getattr(tile.sightings, name) for name in _SIGHTINGS}
+        if tile.sightings.labels is not None:
+            arrays["seen labels"] = tile.sightings.labels
     for name, array in arrays.items():
         blob = bytes(lz4_encode(np.ascontiguousarray(array).tobytes())) if array.size else b""
         index[name] = (position, len(blob), array.dtype.str, array.shape)
@@ -101,6 +106,15 @@ class Record:
         """Number of objects of the tile."""
         with self._path.open("rb") as file:
             return int(_head(file)["arrays"]["area"][3][0])
+
+    @property
+    def sightings(self) -> Sightings:
+        """What the tile's tracker says; only of tiles that were tracked."""
+        with self._path.open("rb") as file:
+            halo = "seen labels" in _head(file)["arrays"]
+        names = [f"seen {name}" for name in (*_SIGHTINGS, *(["labels"] if halo else []))]
+        ids, parents, own, *labels = self._arrays(names)
+        return Sightings(ids, parents, own, labels[0] if labels else None)
 
     @property
     def classes(self) -> int:
@@ -174,6 +188,11 @@ class NoRecord(Record):
     def count(self) -> int:
         """None."""
         return 0
+
+    @property
+    def sightings(self) -> Sightings:
+        """None."""
+        return no_sightings()
 
     @property
     def classes(self) -> int:

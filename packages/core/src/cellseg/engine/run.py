@@ -7,18 +7,31 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 from cellseg import files
+from cellseg.engine.follow import lane
 from cellseg.engine.items import Item, Recipe, TileRef, batches
 from cellseg.engine.pool import Pool
 from cellseg.engine.state import WorkDir
 from cellseg.engine.worker import Failure, Loaded, Outcome, Worker
 from cellseg.errors import DataError, InterruptedRunError, PartialError
 from cellseg.events import Emit, Failed, Note, Progress
+from cellseg.outputs.result import Result
 
 _LISTED = 10
-Runner: TypeAlias = Callable[[Iterator[list[TileRef]]], Iterator[Outcome]]
+
+
+class Runner(Protocol):
+    """Where tiles are done: in this process, or in others."""
+
+    def tiles(self, units: Iterator[list[TileRef]], /) -> Iterator[Outcome]:
+        """Do batches of tiles; the outcomes come in their order."""
+
+    def lanes(
+        self, lanes: Sequence[Sequence[TileRef]], stopped: Callable[[], bool], /
+    ) -> Iterator[Outcome]:
+        """Do tiles of movies that are tracked, each lane up to the first that fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +56,7 @@ class Prediction:
         share: how the tiles are spread.
         emit: gets a ``Progress`` for each tile, a ``Failed`` for each that could not be done.
         interrupted: asked after each tile; True means stop.
+        written: gets each image of several tiles that is written, and its result.
     """
 
     def __init__(
@@ -52,6 +66,7 @@ class Prediction:
         share: Share,
         emit: Emit,
         interrupted: Callable[[], bool],
+        written: Callable[[Item, Result], None],
     ) -> None:
         self._recipe = recipe
         self._items = items
@@ -59,7 +74,7 @@ class Prediction:
         self._emit = emit
         self._interrupted = interrupted
         self._work = WorkDir(recipe.work)
-        self._worker = Worker(recipe, items, self._pause)
+        self._worker = Worker(recipe, items, self._pause, written)
         self._objects: dict[int, int] = {}
         self._failures: dict[TileRef, Failure] = {}
         self._left: dict[int, set[int]] = {}
@@ -71,6 +86,14 @@ class Prediction:
         if self._share.workers == 1:
             self._worker.load()
 
+    @property
+    def tracks(self) -> dict[int, tuple[int, int]]:
+        """The number of tracks, and of divisions, of each movie that was tracked and is written."""
+        finished = self._work.finished()
+        return {
+            i: (int(v["tracks"]), int(v["divisions"])) for i, v in finished.items() if "tracks" in v
+        }
+
     def run(self) -> dict[int, int]:
         """Do what is left; gives the number of objects of each image that is written.
 
@@ -79,81 +102,100 @@ class Prediction:
             DataError: nothing could be done at all, because no image could be read.
             InterruptedRunError: stopped; all finished tiles are kept.
         """
-        todo = self._plan_work()
+        todo, lanes = self._plan_work()
         with self._runner() as runner:
             for attempt in range(self._share.retries + 1):
-                if attempt and todo:
-                    self._emit(Note(f"Trying {len(todo)} failed tile(s) once more."))
+                if attempt:
+                    self._emit(Note(f"Trying {len(todo) + len(lanes)} failed tile(s) once more."))
                 last = attempt == self._share.retries
                 todo = self._pass(todo, runner, last)
-                if not todo:
+                lanes = self._follow(lanes, runner, last)
+                if not todo and not lanes:
                     break
         self._finish_all()
         if self._failures:
             raise self._failed()
         return dict(self._objects)
 
-    def _plan_work(self) -> list[TileRef]:
+    def _plan_work(self) -> tuple[list[TileRef], list[TileRef]]:
+        """The tiles that are left, and of the movies that are tracked one of each lane."""
         finished = self._work.finished()
         self._objects = {i: int(v["objects"]) for i, v in finished.items()}
         part, parts = self._share.shard
         todo: list[TileRef] = []
+        lanes: list[TileRef] = []
         number = 0
         for item in self._items:
             done = self._work.done_tiles(item.index) if item.index not in finished else set()
             failed: set[int] = set()
             if not self._share.retry_failed:
                 failed = self._work.failed_tiles(item.index) - done
-            chosen = item.chosen
-            mine = set(chosen[(part - 1 - number) % parts :: parts])
-            number += len(chosen)
+            # What goes to one process: a tile or, where frames are followed, all at one place.
+            whole = [item.at(place) for place in item.places] if item.tracked else None
+            units = [[tile] for tile in item.chosen] if whole is None else whole
+            ours = units[(part - 1 - number) % parts :: parts]
+            mine = {tile for unit in ours for tile in unit}
+            number += len(units)
             self._total += len(mine)
             if item.index in finished:
                 self._step += len(mine)
                 continue
             self._step += len(mine & done)
-            left = mine - done - failed
-            self._left[item.index] = set(left)
-            todo += [(item.index, tile) for tile in sorted(left)]
-        return todo
+            self._left[item.index] = mine - done - failed
+            if whole is None:
+                todo += [(item.index, tile) for tile in sorted(mine - done - failed)]
+            else:
+                lanes += [
+                    (item.index, unit[0])
+                    for unit in ours
+                    if not failed.intersection(unit) and not done.issuperset(unit)
+                ]
+        return todo, lanes
 
     def _runner(self) -> AbstractContextManager[Runner]:
         if self._share.workers > 1:
             return Pool(self._recipe, self._items, self._share.workers)
-        return nullcontext(self._here)
-
-    def _here(self, units: Iterator[list[TileRef]]) -> Iterator[Outcome]:
-        """In this process; the next tiles are read while these are segmented."""
-        with ThreadPoolExecutor(1, "cellseg-read") as thread:
-            waiting: Future[Loaded] | None = None
-            for unit in units:
-                coming = thread.submit(self._worker.read, unit)
-                if waiting is not None:
-                    yield self._worker.segment(waiting.result())
-                waiting = coming
-            if waiting is not None and not self._interrupted():
-                yield self._worker.segment(waiting.result())
+        return nullcontext(_Here(self._worker, self._interrupted))
 
     def _pass(self, todo: list[TileRef], runner: Runner, last: bool) -> list[TileRef]:
         """Do every tile once; gives those that failed."""
         again: list[TileRef] = []
         units = batches(self._items, todo, self._share.batch_size)
-        for outcome in runner(self._until_interrupted(units)):
-            for note in outcome.notes:
-                self._emit(Note(note))
-            self._objects |= outcome.objects
-            for ref in outcome.done:
-                self._done(ref)
-            for failure in outcome.failures:
-                again.append(failure.tile)
-                if last:
-                    self._fail(failure)
-            for index in {ref[0] for ref in outcome.done}:
-                if not self._left[index] and index not in self._objects:
-                    self._finish(self._items[index])
+        for outcome in runner.tiles(self._until_interrupted(units)):
+            again += self._take(outcome, last)
         if self._interrupted():
             raise _stopped()
         return again
+
+    def _follow(self, firsts: list[TileRef], runner: Runner, last: bool) -> list[TileRef]:
+        """Do what is left of lanes, each given by one of its tiles; gives those that failed."""
+        again: list[TileRef] = []
+        lanes = []
+        for index, tile in firsts:
+            item = self._items[index]
+            place = item.locate(tile)[1]
+            done = set(item.at(place)) - self._left[index]
+            lanes.append(lane(item, place, done, self._work))
+        for outcome in runner.lanes(lanes, self._interrupted):
+            again += self._take(outcome, last)
+        if self._interrupted():
+            raise _stopped()
+        return again
+
+    def _take(self, outcome: Outcome, last: bool) -> list[TileRef]:
+        """Note what became of some tiles; gives those that failed."""
+        for note in outcome.notes:
+            self._emit(Note(note))
+        self._objects |= outcome.objects
+        for ref in outcome.done:
+            self._done(ref)
+        for failure in outcome.failures:
+            if last:
+                self._fail(failure)
+        for index in {ref[0] for ref in outcome.done}:
+            if not self._left[index] and index not in self._objects:
+                self._finish(self._items[index])
+        return [failure.tile for failure in outcome.failures]
 
     def _until_interrupted(self, units: Iterator[list[TileRef]]) -> Iterator[list[TileRef]]:
         for unit in units:
@@ -163,6 +205,8 @@ class Prediction:
 
     def _done(self, ref: TileRef) -> None:
         index, tile = ref
+        if tile not in self._left[index]:  # of a tracker that goes on from an earlier frame
+            return
         self._left[index].discard(tile)
         if self._failures.pop(ref, None) or self._share.retry_failed:
             self._work.forgive(index, tile)
@@ -188,7 +232,7 @@ class Prediction:
     def _finish_all(self) -> None:
         """Write what an earlier run, or the slowest of several, left to be stitched."""
         for item in self._items:
-            if item.index not in self._objects and item.tiles > 1:
+            if item.index not in self._objects and not item.single:
                 self._finish(item)
         self._objects = {i: int(v["objects"]) for i, v in self._work.finished().items()}
 
@@ -205,13 +249,52 @@ class Prediction:
         if len(named) > _LISTED:
             listed += f"; and {len(named) - _LISTED} more"
         if not self._objects and all(f.data for f in self._failures.values()):
-            if len(self._failures) == self._total:
+            if not self._step:
                 return DataError(listed)
         images = len({index for index, _ in self._failures})
         return PartialError(
             f"{len(named)} tile(s) of {images} image(s) failed, which are not written: {listed}",
             hint="Try the failed tiles again with --resume.",
         )
+
+
+class _Here:
+    """A ``Runner`` in this process: the next tiles are read while these are segmented."""
+
+    def __init__(self, worker: Worker, interrupted: Callable[[], bool]) -> None:
+        self._worker = worker
+        self._interrupted = interrupted
+
+    def tiles(self, units: Iterator[list[TileRef]], /) -> Iterator[Outcome]:
+        """Do batches of tiles; the outcomes come in their order."""
+        with ThreadPoolExecutor(1, "cellseg-read") as thread:
+            waiting: Future[Loaded] | None = None
+            for unit in units:
+                coming = thread.submit(self._worker.read, unit)
+                if waiting is not None:
+                    yield self._worker.segment(waiting.result())
+                waiting = coming
+            if waiting is not None and not self._interrupted():
+                yield self._worker.segment(waiting.result())
+
+    def lanes(
+        self, lanes: Sequence[Sequence[TileRef]], stopped: Callable[[], bool], /
+    ) -> Iterator[Outcome]:
+        """Do lanes one after the other, each up to the first tile that fails."""
+        with ThreadPoolExecutor(1, "cellseg-read") as thread:
+            for lane in lanes:
+                coming: Future[Loaded] | None = None
+                for number, ref in enumerate(lane):
+                    if stopped():
+                        return
+                    loaded = (coming or thread.submit(self._worker.read, [ref])).result()
+                    coming = None
+                    if number + 1 < len(lane):
+                        coming = thread.submit(self._worker.read, [lane[number + 1]])
+                    outcome = self._worker.segment(loaded)
+                    yield outcome
+                    if outcome.failures:
+                        break
 
 
 def _stopped() -> InterruptedRunError:
@@ -222,7 +305,7 @@ def remove_leftovers(items: Sequence[Item]) -> None:
     """Remove what a killed process left half-written; nobody else may be writing."""
     wanted: dict[Path, set[str]] = {}
     for item in items:
-        for output in item.outputs:
-            wanted.setdefault(output.path.parent, set()).add(output.path.name)
+        for file in item.files:
+            wanted.setdefault(file.parent, set()).add(file.name)
     for folder, names in wanted.items():
         files.remove_leftovers(folder, names)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.data import Segmentation
+from cellseg.data import Segmentation, Tracked
 from cellseg.engine.plan import Direction, Plan
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
@@ -39,8 +39,8 @@ class Objects:
         """Number of objects."""
         return len(self.area)
 
-    def chosen(self, which: NDArray[np.bool_]) -> Objects:
-        """Some of the objects."""
+    def chosen(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> Objects:
+        """Some of the objects, or all in another order."""
         return Objects(
             self.area[which],
             self.centroid[which],
@@ -65,6 +65,27 @@ def no_objects() -> Objects:
 
 
 @dataclass(frozen=True, slots=True)
+class Sightings:
+    """What the tracker of a tile says of the ``n`` objects that it sees, halo included."""
+
+    ids: NDArray[np.int64]
+    """``(n,)``, ascending: its own ids, which an object keeps over all frames."""
+    parents: NDArray[np.int64]
+    """``(n,)``: its id of the mother, where an object comes from a division now; else 0."""
+    own: NDArray[np.int64]
+    """Which of them reach into the core, as places in ``ids``, in the order of the tile's ids."""
+    labels: Ids | None
+    """``(z, y, x)`` of all that the tile reads: places in ``ids``, counted from 1; None where that
+    is no more than its core."""
+
+
+def no_sightings() -> Sightings:
+    """Of a tile without objects."""
+    none = np.zeros(0, np.int64)
+    return Sightings(none, none, none, None)
+
+
+@dataclass(frozen=True, slots=True)
 class TileLabels:
     """The result of one tile; its ids are 1 to n and count only what reaches into its core."""
 
@@ -75,6 +96,8 @@ class TileLabels:
     objects: Objects
     probabilities: NDArray[np.float16] | None = None
     """``(k, z, y, x)`` of the core, to 11 bits, where they are asked for."""
+    sightings: Sightings | None = None
+    """Where the tile was tracked."""
 
 
 def tile_labels(found: Segmentation, plan: Plan, tile: int) -> TileLabels:
@@ -99,6 +122,30 @@ def tile_labels(found: Segmentation, plan: Plan, tile: int) -> TileLabels:
         return TileLabels(renumber(inner), strips, objects)
     core = likely[(slice(None), *box.within(outer))].astype(np.float16)
     return TileLabels(renumber(inner), strips, objects, core)
+
+
+def tracked_labels(found: Tracked, plan: Plan, tile: int) -> TileLabels:
+    """The same of what a tracker found, with what it says of identities.
+
+    Args:
+        found: labels of all that the tile reads, non-negative, at most those of int64.
+        plan: the tiles of a frame.
+        tile: number of the tile.
+    """
+    kept = tile_labels(Segmentation(found.labels, found.scores, found.classes), plan, tile)
+    box, outer = plan.core_box(tile), plan.read_box(tile)
+    runs = _runs(found.labels)
+    ids, _, renumber = _numbering(runs.value, int(found.labels.max(initial=0)))
+    of_core = np.zeros(len(kept.objects) + 1, np.int64)
+    of_core[kept.core.reshape(-1)] = found.labels[box.within(outer)].reshape(-1)
+    parents = np.array([found.parents.get(name, 0) for name in ids.tolist()], np.int64)
+    seen = Sightings(
+        ids=ids,
+        parents=parents,
+        own=np.searchsorted(ids, of_core[1:]),
+        labels=None if box == outer else renumber(found.labels),
+    )
+    return replace(kept, sightings=seen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from pydantic import TypeAdapter
 
-from cellseg.data import LazyArray, Prompt, Segmentation, Tile
+from cellseg.data import Prompt, Segmentation, Tile, Tracked
+from cellseg.engine.assemble import assembled, refined, result_of
+from cellseg.engine.follow import Follower
 from cellseg.engine.holes import fill_holes
 from cellseg.engine.items import Item, Recipe, TileRef
-from cellseg.engine.labels import StitchedLabels
 from cellseg.engine.plan import Box
-from cellseg.engine.probabilities import StitchedProbabilities
-from cellseg.engine.records import NoRecord, PartsOnDisk, Record, save, write_quickly
-from cellseg.engine.refine import refine
+from cellseg.engine.records import save, write_quickly
 from cellseg.engine.segment import Segmenter
 from cellseg.engine.state import WorkDir
-from cellseg.engine.stitch import Stitched, stitch
-from cellseg.engine.tile import Objects, TileLabels, tile_labels
-from cellseg.errors import CellsegError, DataError
+from cellseg.engine.stitch import Stitched
+from cellseg.engine.tile import TileLabels, tile_labels, tracked_labels
+from cellseg.errors import CellsegError, DataError, PluginError
 from cellseg.normalise import Statistics
 from cellseg.outputs.result import Result
 from cellseg.outputs.write import write
@@ -65,6 +64,10 @@ def _nothing() -> None:
     pass
 
 
+def _ignore(item: Item, result: Result) -> None:
+    pass
+
+
 class Worker:
     """Segments batches of tiles; loads the predictor when the first one comes.
 
@@ -72,21 +75,44 @@ class Worker:
         recipe: how to segment.
         items: all images, in the order that every process sees.
         pause: called between the blocks of an output; raises to stop.
+        written: gets each image of several tiles, and what was written of it, before its tiles are
+            forgotten.
     """
 
     def __init__(
-        self, recipe: Recipe, items: Sequence[Item], pause: Callable[[], None] = _nothing
+        self,
+        recipe: Recipe,
+        items: Sequence[Item],
+        pause: Callable[[], None] = _nothing,
+        written: Callable[[Item, Result], None] = _ignore,
     ) -> None:
         self._recipe = recipe
         self._items = items
         self._pause = pause
         self._work = WorkDir(recipe.work)
+        self._written = written
         self._segmenter: Segmenter | None = None
+        self._follower: Follower | None = None
         self._writers: ThreadPoolExecutor | None = None
         self._known: tuple[tuple[int, int], Statistics] | None = None
 
-    def load(self) -> Segmenter:
-        """The predictor, ready to use."""
+    def load(self) -> None:
+        """Load what these images need: the predictor, what follows objects, or both."""
+        if any(item.tracked for item in self._items):
+            self._loaded_follower()
+        if not all(item.tracked for item in self._items):
+            self._loaded_segmenter()
+
+    def _loaded_follower(self) -> Follower:
+        if self._follower is None:
+            spec = self._recipe.predictor
+            if spec.track is None:
+                raise PluginError(f"The backend {spec.name!r} tracks nothing.")
+            maker = spec.track(self._recipe.job)
+            self._follower = Follower(maker, spec.name, self._items, self._work)
+        return self._follower
+
+    def _loaded_segmenter(self) -> Segmenter:
         if self._segmenter is None:
             recipe = self._recipe
             self._segmenter = Segmenter(
@@ -103,10 +129,22 @@ class Worker:
     def run(self, batch: Sequence[TileRef]) -> Outcome:
         """Read and segment tiles of one shape. What is done survives a kill.
 
+        Tiles of a movie that is tracked are consecutive ones of a place in the grid; those after
+        one that fails are not tried.
+
         Raises:
             CellsegError: going on is pointless: a broken predictor, a full disk.
         """
-        return self.segment(self.read(batch))
+        if not self._items[batch[0][0]].tracked:
+            return self.segment(self.read(batch))
+        outcome = Outcome()
+        for ref in batch:
+            one = self.segment(self.read([ref]))
+            outcome.done += one.done
+            outcome.failures += one.failures
+            if one.failures:
+                break
+        return outcome
 
     def read(self, batch: Sequence[TileRef]) -> Loaded:
         """Read and normalise tiles; may run in another thread while others are segmented."""
@@ -120,7 +158,13 @@ class Worker:
     def segment(self, loaded: Loaded) -> Outcome:
         """Segment tiles that are read, and record what was found."""
         outcome = Outcome(failures=loaded.failures)
-        segmenter = self.load()
+        if not loaded.tiles:
+            return outcome
+        if self._items[loaded.tiles[0][0][0]].tracked:
+            for ref, tile in loaded.tiles:
+                self._follow(ref, tile, outcome)
+            return outcome
+        segmenter = self._loaded_segmenter()
         for ref, found in self._segment(segmenter, loaded.tiles, outcome):
             self._keep(ref, found, outcome)
         outcome.notes += segmenter.notes
@@ -129,47 +173,11 @@ class Worker:
 
     def finalise(self, item: Item) -> int:
         """Stitch the tiles of an image and write its outputs; gives the number of objects."""
-        frames: list[LazyArray] = []
-        objects: list[Objects] = []
-        likely: list[LazyArray] = []
-        size, chosen, classes = len(item.plan), set(item.chosen), 0
-        if self._recipe.job.probabilities:  # what is not segmented has as many classes
-            classes = Record(self._work.record(item.index, min(chosen))).classes
-        for frame in range(len(item.frames)):
-            records = [
-                Record(self._work.record(item.index, frame * size + i))
-                if frame * size + i in chosen
-                else NoRecord(item.plan.core_box(i).shape, classes)
-                for i in range(size)
-            ]
-            joined = self._stitch(item, records)
-            joined = self._refined(item, joined, StitchedLabels(item.plan, records, joined))
-            frames.append(StitchedLabels(item.plan, records, joined))
-            objects.append(joined.objects)
-            if self._recipe.job.probabilities:
-                likely.append(StitchedProbabilities(item.plan, records))
-        result = self._result(item, frames, objects, likely)
+        result = assembled(item, self._recipe, self._work, self._pause)
         for output in item.outputs:
             write(result, output)
+        self._written(item, result)
         return self._finished(item, result)
-
-    def _stitch(self, item: Item, records: Sequence[Record]) -> Stitched:
-        least = self._recipe.stitch_overlap
-        try:
-            return stitch(item.plan, PartsOnDisk(records), lambda i, d: records[i].strip(d), least)
-        except DataError as error:
-            raise DataError(f"{item.name}: {error}") from error
-
-    def _refined(self, item: Item, found: Stitched, labels: LazyArray) -> Stitched:
-        recipe = self._recipe
-        return refine(
-            found,
-            labels,
-            item.plan,
-            recipe.refinement,
-            planes=not recipe.volumetric,
-            pause=self._pause,
-        )
 
     def _read(self, ref: TileRef, failures: list[Failure]) -> Tile | None:
         """A normalised tile; None, and a failure, if it cannot be read."""
@@ -241,15 +249,32 @@ class Worker:
         # One of them is to blame; the others are fine by themselves.
         return [pair for one in tiles for pair in self._segment(segmenter, [one], outcome)]
 
-    def _keep(self, ref: TileRef, found: Segmentation, outcome: Outcome) -> None:
+    def _follow(self, ref: TileRef, tile: Tile, outcome: Outcome) -> None:
+        """Track one frame of a place in the grid, and record what was found."""
+        follower = self._loaded_follower()
+        try:
+            found = follower.step(ref, tile)
+        except CellsegError:
+            raise
+        except Exception as error:  # recorded as a failure, never as zeros
+            outcome.failures.append(Failure(ref, _said(error), False))
+            return
+        self._keep(ref, found, outcome)
+        follower.keep(ref)
+
+    def _keep(self, ref: TileRef, found: Segmentation | Tracked, outcome: Outcome) -> None:
         item = self._items[ref[0]]
         most = self._recipe.refinement.fill_holes
         if most:
             # Larger ones would be filled in those tiles alone that see them whole.
             longest = item.plan.surely_whole[1:]
             found = replace(found, labels=fill_holes(found.labels, most, longest))
-        tile = tile_labels(found, item.plan, item.locate(ref[1])[1])
-        if item.tiles == 1:
+        place = item.locate(ref[1])[1]
+        if isinstance(found, Tracked):
+            tile = tracked_labels(found, item.plan, place)
+        else:
+            tile = tile_labels(found, item.plan, place)
+        if item.single:
             outcome.objects[item.index] = self._write_single(item, tile)
         else:
             self._work.item(item.index)
@@ -262,10 +287,10 @@ class Worker:
         count, labels = len(tile.objects), tile.core.astype(np.uint32)
         ids = np.arange(1, count + 1, dtype=np.uint32)
         whole = Stitched(ids, np.array([0, count]), tile.objects)
-        joined = self._refined(item, whole, labels)
+        joined = refined(item, self._recipe, whole, labels, self._pause)
         if joined is not whole:
             labels = np.take(joined.table(0), tile.core)
-        result = self._result(item, [labels], [joined.objects], likely)
+        result = result_of(item, self._recipe, [labels], [joined.objects], likely, self._pause)
         if self._writers is None:
             # Waiting for the disk to confirm a file takes longer than writing it.
             self._writers = ThreadPoolExecutor(_WRITERS, "cellseg-write")
@@ -276,29 +301,14 @@ class Worker:
             list(self._writers.map(lambda output: write(result, output), item.outputs))
         return self._finished(item, result)
 
-    def _result(
-        self,
-        item: Item,
-        frames: Sequence[LazyArray],
-        objects: Sequence[Objects],
-        probabilities: Sequence[LazyArray],
-    ) -> Result:
-        return Result(
-            name=item.name,
-            frames=frames,
-            objects=objects,
-            movie=item.movie,
-            planes=not self._recipe.volumetric and not self._recipe.linked(item),
-            block=item.plan.core,
-            spacing=item.spacing,
-            classes=self._recipe.classes,
-            probabilities=probabilities,
-            pause=self._pause,
-        )
-
     def _finished(self, item: Item, result: Result) -> int:
-        self._work.finish(item.index, {"name": item.name, "objects": result.count})
-        return result.count
+        count = result.count  # which is read from what is forgotten then
+        values: dict[str, object] = {"name": item.name, "objects": count}
+        if result.tracks is not None:
+            lineage = result.tracks
+            values |= {"tracks": len(lineage.tracks), "divisions": len(lineage.divisions)}
+        self._work.finish(item.index, values)
+        return count
 
 
 def _said(error: BaseException) -> str:

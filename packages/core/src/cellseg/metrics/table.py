@@ -70,6 +70,32 @@ class OverlapTable:
         """
         return self._keep(self.truth_sizes >= min_size, self.prediction_sizes >= min_size)
 
+    def renamed(
+        self, *, truth_ids: Ids | None = None, prediction_ids: Ids | None = None
+    ) -> OverlapTable:
+        """This table with other ids for the same objects.
+
+        Args:
+            truth_ids: the new ones in the order of the old ones, each once; None keeps the old.
+            prediction_ids: the same for the prediction.
+        """
+        true = self.truth_ids if truth_ids is None else truth_ids
+        found = self.prediction_ids if prediction_ids is None else prediction_ids
+        true_order, found_order = np.argsort(true), np.argsort(found)
+        rows = np.argsort(true_order)[self.rows]
+        columns = np.argsort(found_order)[self.columns]
+        pairs = np.lexsort((columns, rows))
+        return OverlapTable(
+            voxels=self.voxels,
+            truth_ids=true[true_order],
+            prediction_ids=found[found_order],
+            truth_sizes=self.truth_sizes[true_order],
+            prediction_sizes=self.prediction_sizes[found_order],
+            rows=rows[pairs],
+            columns=columns[pairs],
+            shared=self.shared[pairs],
+        )
+
     def without_label(self, label: int) -> OverlapTable:
         """This table without the voxels whose truth is ``label``: nobody knows what is there.
 

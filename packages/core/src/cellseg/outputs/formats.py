@@ -7,8 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
 from cellseg.errors import DataError
+from cellseg.track_files import table_beside
 
-Format: TypeAlias = Literal["ome-zarr", "tiff", "hdf5", "geojson", "parquet", "csv"]
+Format: TypeAlias = Literal["ome-zarr", "tiff", "hdf5", "geojson", "parquet", "csv", "ctc", "geff"]
 
 SUFFIXES: dict[Format, str] = {
     "ome-zarr": ".ome.zarr",
@@ -17,7 +18,11 @@ SUFFIXES: dict[Format, str] = {
     "geojson": ".geojson",
     "parquet": ".parquet",
     "csv": ".csv",
+    "ctc": "_RES",
+    "geff": ".geff",
 }
+TRACKED: tuple[Format, ...] = ("ctc", "geff")
+"""Formats of tracks: only for movies whose objects were followed from frame to frame."""
 PROBABILITIES = "_probabilities"
 """What is added to the name of a label image, for the probabilities of its classes."""
 
@@ -65,6 +70,19 @@ def probabilities_beside(output: Output) -> Output | None:
     else:
         return None
     return replace(output, path=path, probabilities=True)
+
+
+def tracks_beside(output: Output) -> Path | None:
+    """The table of the tracks that is written with the labels; None for formats that hold it.
+
+    Of labels in an OME-Zarr image it is beside that image, and has the name of the labels, too.
+    """
+    if output.format in TRACKED:
+        return None
+    if output.container is not None:
+        name = output.container.name.removesuffix(".zarr").removesuffix(".ome")
+        return table_beside(output.container, f"{name}_{output.label_name}")
+    return table_beside(output.path, output.path.name.removesuffix(SUFFIXES[output.format]))
 
 
 def output_inside(container: Path, label_name: str) -> Output:

@@ -116,14 +116,15 @@ def _as_pairs(ring: NDArray[np.int32]) -> Ring:
 
 def _features(result: Result, tolerance: float) -> Iterator[dict[str, Any]]:
     for frame in range(len(result.frames)):
-        for identity, z, polygons in _objects(result, frame, tolerance):
-            yield _feature(result, frame, identity, (z, polygons))
+        for member, z, polygons in _objects(result, frame, tolerance):
+            yield _feature(result, frame, member, (z, polygons))
 
 
 def _objects(
     result: Result, frame: int, tolerance: float
 ) -> Iterator[tuple[int, int, list[Polygon]]]:
-    """Every object of a frame, plane by plane; reads the labels around many objects at once."""
+    """Every object of a frame by its place, plane by plane; reads the labels around many objects at
+    once."""
     objects = result.objects[frame]
     size = (1, max(result.block[1], 256), max(result.block[2], 256))
     cell = objects.low // np.array(size)
@@ -145,8 +146,8 @@ def _objects(
                 continue
             exact = list(found)
             simple = simplified([polygons for _, _, polygons in exact], tolerance)
-            for (identity, _, _), polygons in zip(exact, simple, strict=True):
-                yield identity, z, polygons
+            for (member, _, _), polygons in zip(exact, simple, strict=True):
+                yield member, z, polygons
 
 
 def _in_plane(
@@ -168,23 +169,28 @@ def _in_plane(
         block = np.asarray(result.frames[frame][box.slices])[0]
         for index in group:
             (y0, x0), (y1, x1) = low[index] - first, high[index] - first
-            identity = int(members[index]) + 1
-            mask = block[y0:y1, x0:x1] == identity
+            member = int(members[index])
+            mask = block[y0:y1, x0:x1] == _identity(result, frame, member)
             origin_y, origin_x = (int(n) for n in low[index])
             polygons = [
                 [[(x + origin_x, y + origin_y) for x, y in ring] for ring in polygon]
                 for polygon in outlines(mask)
             ]
             if polygons:
-                yield identity, z, polygons
+                yield member, z, polygons
+
+
+def _identity(result: Result, frame: int, member: int) -> int:
+    """The id of an object by its place among those of its frame."""
+    return member + 1 if result.ids is None else int(result.ids[frame][member])
 
 
 def _feature(
-    result: Result, frame: int, identity: int, outline: tuple[int, list[Polygon]]
+    result: Result, frame: int, member: int, outline: tuple[int, list[Polygon]]
 ) -> dict[str, Any]:
     z, polygons = outline
-    objects = result.objects[frame]
-    score, kind = float(objects.score[identity - 1]), int(objects.kind[identity - 1])
+    objects, identity = result.objects[frame], _identity(result, frame, member)
+    score, kind = float(objects.score[member]), int(objects.kind[member])
     geometry: dict[str, Any] = {"type": "MultiPolygon", "coordinates": polygons}
     if len(polygons) == 1:
         geometry = {"type": "Polygon", "coordinates": polygons[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,37 @@ DIGITS = 3
 """Decimals of centroids: a thousandth of a voxel."""
 _ROWS = 10_000
 """Rows that are put into words at once."""
+_GROUP = 100_000
+"""Rows from which on a part of the table is written, at the end of a frame."""
 
 
-def columns(result: Result) -> dict[str, NDArray[Any]]:
+def columns(result: Result, frames: range | None = None) -> dict[str, NDArray[Any]]:
     """The table, column by column.
 
-    ``frame`` (of movies), ``id``, ``area`` (voxels), ``centroid_z``, ``_y``, ``_x`` (voxels,
-    the centre of the first voxel is 0), ``z_min`` ... ``x_max`` (the bounding box, without its
-    end), ``score`` (0 to 1, NaN where the model gives none), ``class`` (name, empty where
-    there is none), and ``touches_border``: whether the object reaches the border of the image,
-    or of its plane where planes are segmented by themselves.
+    ``frame`` (of movies), ``id``, ``track`` (where objects were followed; the same number),
+    ``area`` (voxels), ``centroid_z``, ``_y``, ``_x`` (voxels, the centre of the first voxel is 0),
+    ``z_min`` ... ``x_max`` (the bounding box, without its end), ``score`` (0 to 1, NaN where the
+    model gives none), ``class`` (name, empty where there is none), and ``touches_border``: whether
+    the object reaches the border of the image, or of its plane where planes are segmented by
+    themselves.
+
+    Args:
+        result: what to describe.
+        frames: which of its frames; by default all.
     """
+    frames = range(len(result.frames)) if frames is None else frames
     table: dict[str, NDArray[Any]] = {}
-    counts = [len(objects) for objects in result.objects]
+    objects = [result.objects[frame] for frame in frames]
+    counts = [len(one) for one in objects]
     if result.movie:
-        table["frame"] = np.repeat(np.arange(len(counts)), counts)
-    table["id"] = np.concatenate([np.arange(1, n + 1) for n in counts])
+        table["frame"] = np.repeat(np.asarray(frames), counts)
+    if result.ids is None:
+        table["id"] = np.concatenate([np.arange(1, n + 1) for n in counts])
+    else:
+        table["id"] = np.concatenate([result.ids[frame] for frame in frames]).astype(np.int64)
+        table["track"] = table["id"]
     joined = {
-        name: np.concatenate([getattr(objects, name) for objects in result.objects])
+        name: np.concatenate([getattr(one, name) for one in objects])
         for name in ("area", "centroid", "low", "high", "score", "kind")
     }
     table["area"] = joined["area"]
@@ -55,17 +69,19 @@ def columns(result: Result) -> dict[str, NDArray[Any]]:
 
 def write_csv(result: Result, path: Path) -> None:
     """Write the object table as CSV; a missing score is an empty field."""
-    table = columns(result)
-    total = len(table["id"])
     with output_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(table)
-        for start in range(0, total, _ROWS):
-            result.pause()
-            part = {name: column[start : start + _ROWS].tolist() for name, column in table.items()}
-            part["score"] = ["" if isnan(s) else round(s, 6) for s in part["score"]]
-            part["touches_border"] = [str(t).lower() for t in part["touches_border"]]
-            writer.writerows(zip(*part.values(), strict=True))
+        for number, table in enumerate(_parts(result)):
+            if not number:
+                writer.writerow(table)
+            for start in range(0, len(table["id"]), _ROWS):
+                result.pause()
+                rows = {
+                    name: column[start : start + _ROWS].tolist() for name, column in table.items()
+                }
+                rows["score"] = ["" if isnan(s) else round(s, 6) for s in rows["score"]]
+                rows["touches_border"] = [str(t).lower() for t in rows["touches_border"]]
+                writer.writerows(zip(*rows.values(), strict=True))
 
 
 def write_parquet(result: Result, path: Path) -> None:
@@ -73,13 +89,32 @@ def write_parquet(result: Result, path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    arrays: dict[str, Any] = {}
-    for name, column in columns(result).items():
-        if name == "score":
-            arrays[name] = pyarrow.array(column, mask=np.isnan(column))
-        elif name == "class":
-            arrays[name] = pyarrow.array(column.tolist(), pyarrow.string())
-        else:
-            arrays[name] = pyarrow.array(column)
     with output_file(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.table(arrays), str(temporary))
+        writer: Any = None
+        for part in _parts(result):
+            result.pause()
+            arrays: dict[str, Any] = {}
+            for name, column in part.items():
+                if name == "score":
+                    arrays[name] = pyarrow.array(column, mask=np.isnan(column))
+                elif name == "class":
+                    arrays[name] = pyarrow.array(column.tolist(), pyarrow.string())
+                else:
+                    arrays[name] = pyarrow.array(column)
+            table = pyarrow.table(arrays)
+            if writer is None:
+                writer = pyarrow.parquet.ParquetWriter(str(temporary), table.schema)
+            writer.write_table(table)
+        writer.close()
+
+
+def _parts(result: Result) -> Iterator[dict[str, NDArray[Any]]]:
+    """The table, some frames at a time; at least one part, which may be without rows."""
+    start, rows = 0, 0
+    for frame, objects in enumerate(result.objects):
+        rows += len(objects)
+        if rows >= _GROUP:
+            yield columns(result, range(start, frame + 1))
+            start, rows = frame + 1, 0
+    if start < len(result.objects) or not start:
+        yield columns(result, range(start, len(result.objects)))

@@ -83,6 +83,17 @@ class TiffOptions(ReaderOptions):
     """The label image: a TIFF file, beside the image or anywhere."""
 
 
+class CtcOptions(ReaderOptions):
+    """How to read sequences of the Cell Tracking Challenge."""
+
+    panels: ClassVar = {"Images": ("ctc_labels",)}
+
+    ctc_labels: Literal["tra", "seg", "st"] = "tra"
+    """Which labels: the tracking truth (NN_GT/TRA), where ids are tracks; the segmentation truth
+    (NN_GT/SEG) of the frames and planes that have it, without tracks; or silver truth (NN_ST/SEG),
+    whose ids are taken to be those of the tracking truth."""
+
+
 class ZarrChunkOptions(ReaderOptions):
     """What a chunk that is not there means."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import DataError
+from cellseg.readers.ctc_folders import is_ctc
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -26,12 +27,14 @@ _ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
 def is_folder(path: Path) -> bool:
-    """A PNG or JPEG file, or a folder that holds images, itself or in ``images/``."""
+    """A PNG or JPEG file, or a folder that holds images, itself or in ``images/``, but for those
+    that another reader is made for."""
     if path.is_file():
         return path.suffix.lower() in RASTER_SUFFIXES
     return (
         _plain(path)
         and not is_snemi3d(path)
+        and not is_ctc(path)
         and (_holds(path, IMAGE_SUFFIXES) or _holds(path / "images", IMAGE_SUFFIXES))
     )
 

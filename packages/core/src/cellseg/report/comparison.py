@@ -12,6 +12,7 @@ from cellseg.metrics import match, overlaps
 from cellseg.report.drawing import (
     Colour,
     Picture,
+    distinct,
     draw_lines,
     encoded,
     enlarged,
@@ -49,11 +50,12 @@ def _row(image: Image, truth: Labels, prediction: Labels, side: int) -> list[Pic
     plain = enlarged(stretched(image, shape), scale)
     table = overlaps(prediction, truth)
     matched = match(table, 0.5)
+    colours = distinct(np.arange(len(table.truth_ids)))
     of_truth = dict.fromkeys(map(int, table.truth_ids), _ALONE)
     of_prediction = dict.fromkeys(map(int, table.prediction_ids), _ALONE)
     for row, column in zip(matched.rows, matched.columns, strict=True):
-        of_truth[int(table.truth_ids[row])] = _colour(int(row))
-        of_prediction[int(table.prediction_ids[column])] = _colour(int(row))
+        of_truth[int(table.truth_ids[row])] = colours[int(row)]
+        of_prediction[int(table.prediction_ids[column])] = colours[int(row)]
     return [
         plain,
         _painted(plain, truth[0], of_truth, scale),
@@ -68,16 +70,6 @@ def _painted(plain: Picture, labels: Labels, colours: dict[int, Colour], scale: 
         fill(picture, one, np.array([1], np.uint64), colour, strength=0.45)
         draw_lines(picture, outlines(one, scale), colour, dash=0)
     return picture
-
-
-def _colour(number: int) -> Colour:
-    """Hues that stay far apart, by steps of the golden angle."""
-    import cv2
-
-    hue = (number * 137.508) % 360 / 2
-    pixel = np.array([[[hue, 150, 255]]], np.uint8)
-    red, green, blue = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-    return red, green, blue
 
 
 def _joined(pictures: Sequence[Picture]) -> Picture:

@@ -146,7 +146,7 @@ class _Axis:
             few = len(powers) > 4
             marks = [m * 10.0**p for p in powers for m in ((1,) if few else (1, 3))]
         else:
-            step = _round_step((self.high - self.low) / 5)
+            step = round_step((self.high - self.low) / 5)
             step = max(step, 1.0) if whole else step
             first = math.ceil(self.low / step - 1e-9)
             marks = [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
@@ -199,7 +199,8 @@ def _smoothed(points: list[Point]) -> list[Point]:
     return smooth
 
 
-def _round_step(rough: float) -> float:
+def round_step(rough: float) -> float:
+    """The next 1, 2 or 5 times a power of ten that is not below ``rough``."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
 

@@ -29,6 +29,17 @@ def decoded(png: bytes) -> Picture | None:
     return None if picture is None else np.asarray(picture, np.uint8)
 
 
+def distinct(numbers: NDArray[np.integer[Any]]) -> list[Colour]:
+    """A light colour for each number; hues stay far apart, by steps of the golden angle."""
+    import cv2
+
+    pixels = np.full((len(numbers), 1, 3), (0, 150, 255), np.uint8)
+    pixels[:, 0, 0] = (numbers * 137.508) % 360 / 2
+    if not len(numbers):
+        return []
+    return [(r, g, b) for r, g, b in cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB)[:, 0].tolist()]
+
+
 def scale_for(shape: tuple[int, int], side: int) -> float:
     """What makes the longer side at most ``side``: a whole number if it can be enlarged."""
     fits = side / max(shape)

@@ -32,9 +32,9 @@ def write_page(template: str, target: Path, values: Mapping[str, object]) -> Pat
     return target
 
 
-def data_uri(png: bytes) -> str:
-    """A PNG file as an address that holds the picture itself."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def data_uri(picture: bytes, kind: str = "png") -> str:
+    """A picture file (``png``, ``webp``) as an address that holds the picture itself."""
+    return f"data:image/{kind};base64," + base64.b64encode(picture).decode("ascii")
 
 
 def versions(cellseg: str = "", backend: str = "", backend_version: str = "") -> dict[str, str]:

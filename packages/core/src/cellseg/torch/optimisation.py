@@ -3,35 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch  # noqa: TID253
 
-from cellseg.torch.options import TorchOptions
+from cellseg.errors import PluginError
+from cellseg.torch.options import FitOptions, TorchOptions
 
 _FLOOR = 0.01  # what the cosine ends at, as a part of the peak
 
 
-def make_optimiser(module: torch.nn.Module, options: TorchOptions) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) over what requires a gradient."""
-    learnt = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in learnt if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in learnt if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=options.learning_rate)
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Parameters that learn at one rate."""
+
+    option: str
+    """The option that says how fast; messages name it."""
+    peak: float
+    names: frozenset[str]
+    """Of parameters of the learner."""
 
 
-def learning_rate(options: TorchOptions, step: int, epochs: float) -> float:
-    """The learning rate of a step: a function of where it is, so that resuming cannot shift it.
+def rates_of(module: torch.nn.Module, options: FitOptions) -> tuple[Rate, ...]:
+    """How fast the parts of a learner learn: as its ``rates`` say or, where it has none, all of
+    it at ``options.learning_rate``.
+
+    Raises:
+        PluginError: neither says.
+    """
+    own: Sequence[Rate] | None = getattr(module, "rates", None)
+    if own is not None:
+        return tuple(own)
+    if not isinstance(options, TorchOptions):
+        raise PluginError(f"{type(module).__name__} does not say how fast it learns (rates).")
+    every = frozenset(name for name, _ in module.named_parameters())
+    return (Rate("learning_rate", options.learning_rate, every),)
+
+
+def make_optimiser(module: torch.nn.Module, options: FitOptions) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) over what requires a gradient; the rate of each
+    of its groups is the peak.
+
+    Raises:
+        PluginError: a parameter has no rate.
+    """
+    left = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    groups = []
+    for rate in rates_of(module, options):
+        learnt = [left.pop(name) for name in list(left) if name in rate.names]
+        for decay, params in (
+            (options.weight_decay, [p for p in learnt if p.ndim > 1]),
+            (0.0, [p for p in learnt if p.ndim <= 1]),
+        ):
+            if params:
+                groups.append({"params": params, "weight_decay": decay, "lr": rate.peak})
+    if left:
+        raise PluginError(f"{type(module).__name__} has no rate for {', '.join(sorted(left)[:3])}.")
+    return torch.optim.AdamW(groups)
+
+
+def share_of_peak(options: FitOptions, step: int, epochs: float) -> float:
+    """The learning rate of a step, as a part of its peak: a function of where it is, so that
+    resuming cannot shift it.
 
     Args:
-        options: peak, warm-up and length of the decay.
+        options: warm-up and length of the decay.
         step: counts from 0.
         epochs: how many epochs are done, in fractions.
     """
-    rate = options.learning_rate
+    rate = 1.0
     if options.decay_epochs:
         done = min(epochs / options.decay_epochs, 1.0)
         rate *= _FLOOR + (1 - _FLOOR) * (1 + math.cos(math.pi * done)) / 2

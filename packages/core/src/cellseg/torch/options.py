@@ -9,15 +9,15 @@ from pydantic import Field, model_validator
 from cellseg.options import Options
 
 
-class TorchOptions(Options):
-    """How ``cellseg.torch.training.fit`` trains; a backend's options inherit these."""
+class FitOptions(Options):
+    """How ``cellseg.torch.training.fit`` trains, for learners that say themselves how fast their
+    parts learn (``Learner.rates``); a backend's options inherit these."""
 
     panels: ClassVar = {
         "Run": ("fast_dev_run",),
         "Optimiser": (
             "batch_size",
             "accumulate",
-            "learning_rate",
             "weight_decay",
             "warmup_steps",
             "decay_epochs",
@@ -42,8 +42,6 @@ class TorchOptions(Options):
     """Patches in a batch, on each device."""
     accumulate: int = Field(1, ge=1)
     """Batches that make one step of the optimiser: more, and a large batch fits a small memory."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate, reached after the warm-up."""
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay of AdamW; norms and biases are spared."""
     warmup_steps: int = Field(20, ge=0)
@@ -84,10 +82,19 @@ class TorchOptions(Options):
     """Also log to TensorBoard or Weights & Biases, where that is installed."""
 
     @model_validator(mode="after")
-    def _previews_follow_validations(self) -> TorchOptions:
+    def _previews_follow_validations(self) -> FitOptions:
         if self.preview_every and self.preview_every % self.validate_every:
             raise ValueError(
                 f"--preview-every {self.preview_every} must be a multiple of --validate-every "
                 f"{self.validate_every}: pictures are drawn of what a validation saw"
             )
         return self
+
+
+class TorchOptions(FitOptions):
+    """The same, for learners that learn at one rate."""
+
+    panels: ClassVar = {"Optimiser": ("learning_rate",)}
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate, reached after the warm-up."""

@@ -19,13 +19,14 @@ import torch  # noqa: TID253
 
 from cellseg.errors import ConfigError, DivergedError, InterruptedRunError, PluginError
 from cellseg.events import Checkpointed, Emit, Event, Note, Progress, Validated
+from cellseg.options import flag
 from cellseg.specs import TrainJob
 from cellseg.torch.checkpoints import Checkpoints, Position
 from cellseg.torch.devices import memory_errors, resolve_device, threads
 from cellseg.torch.hardware import check_hardware, make_fabric, quiet
 from cellseg.torch.loaders import Loaders, Share, stream
-from cellseg.torch.optimisation import Average, all_finite, learning_rate, make_optimiser
-from cellseg.torch.options import TorchOptions
+from cellseg.torch.optimisation import Average, all_finite, make_optimiser, rates_of, share_of_peak
+from cellseg.torch.options import FitOptions
 from cellseg.torch.ranks import free_port, others
 from cellseg.torch.terms import Terms
 from cellseg.torch.weights import load_weights
@@ -37,7 +38,8 @@ class Learner(Protocol):
     """What a backend's ``torch.nn.Module`` needs in addition to be trained by ``fit``."""
 
     monitor: str
-    """The metric that says which weights are best: higher is better."""
+    """The metric that says which weights are best: higher is better. A learner whose parts learn at
+    rates of their own also has ``rates``, a sequence of ``optimisation.Rate``."""
 
     def training_step(self, batch: Any) -> Mapping[str, torch.Tensor]:
         """Scalars of one batch, ``loss`` among them; the others are reported, as ``train/...``.
@@ -71,7 +73,7 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
         module: a ``torch.nn.Module`` that is a ``Learner``; its first weights come from
             ``cellseg.torch.weights.seeded``.
         loaders: where samples come from.
-        job: core's job; its options inherit ``TorchOptions``.
+        job: core's job; its options inherit ``FitOptions``.
         emit: gets ``Progress`` for each step, ``Validated``, ``Checkpointed`` and ``Note``.
 
     Raises:
@@ -83,7 +85,7 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
     """
     if job.epochs == 0:
         return Fit(0, 0, {})
-    options: TorchOptions = job.options
+    options: FitOptions = job.options
     if options.fast_dev_run:
         emit(Note("A fast development run: one step, one batch of validation. Not a model to use."))
         job, loaders = _shortest(job, loaders)
@@ -110,7 +112,7 @@ def _never() -> bool:
 
 def _shortest(job: TrainJob[Any], loaders: Loaders) -> tuple[TrainJob[Any], Loaders]:
     """The same training with one step of the optimiser and one batch of validation."""
-    options: TorchOptions = job.options
+    options: FitOptions = job.options
     samples = options.batch_size * options.accumulate * options.devices
     few = replace(loaders, epoch_samples=samples, val_batches=min(loaders.val_batches, 1))
     return replace(job, epochs=1), few
@@ -144,14 +146,16 @@ class _Loop:
         self, fabric: Any, learner: Any, loaders: Loaders, job: TrainJob[Any], emit: Emit
     ) -> None:
         self.fabric, self.learner, self.loaders, self.job = fabric, learner, loaders, job
-        self.options: TorchOptions = job.options
+        self.options: FitOptions = job.options
         self.result = learner
         if self.options.strategy == "fsdp":  # which takes the module it trains apart
             self.learner = learner = copy.deepcopy(learner)
         self._emit = emit if fabric.is_global_zero else lambda event: None
+        self.rate = rates_of(learner, self.options)[0]
         self.module, self.optimiser = fabric.setup(
             learner, make_optimiser(learner, self.options), move_to_device=True
         )
+        self.peaks = [group["lr"] for group in self.optimiser.param_groups]
         self.module.mark_forward_method("training_step")
         self.module.mark_forward_method("validation_step")
         self.average = Average(learner, self.options.average)
@@ -216,9 +220,9 @@ class _Loop:
         position = at.step * fabric.world_size + fabric.global_rank
         torch.manual_seed(((self.job.seed << 40) + position) % 2**63)
         epochs = at.epoch + at.in_epoch / self.loaders.epoch_samples
-        rate = learning_rate(options, at.step, epochs)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        share = share_of_peak(options, at.step, epochs)
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * share
         sums: dict[str, torch.Tensor] = {}
         for part in range(options.accumulate):
             batch = fabric.to_device(next(batches))
@@ -246,7 +250,8 @@ class _Loop:
         self.average.update(at.step)
         total = at.step + self._steps_left()
         named = {f"train/{name}": value for name, value in metrics.items()}
-        self.emit(Progress(at.step, total, {**named, "learning_rate": rate}, at.epoch + 1))
+        named["learning_rate"] = self.rate.peak * share
+        self.emit(Progress(at.step, total, named, at.epoch + 1))
         return stop
 
     def _steps_left(self) -> int:
@@ -268,7 +273,7 @@ class _Loop:
             raise self._diverged(f"the loss grew to {loss:.3g}")
 
     def _diverged(self, what: str) -> DivergedError:
-        cause = f"the learning rate of {self.options.learning_rate:g} is probably too high"
+        cause = f"the learning rate of {self.rate.peak:g} is probably too high"
         if self.at.step == 0:
             cause = "the images probably hold NaN or infinite values"
         elif self.options.precision == "16-mixed":
@@ -281,7 +286,7 @@ class _Loop:
             + ("The last checkpoint is kept." if kept else "There was no checkpoint yet."),
             hint="Look at the data with cellseg check-data."
             if self.at.step == 0
-            else f"Train again with --learning-rate {self.options.learning_rate / 4:g}.",
+            else f"Train again with {flag(self.rate.option)} {self.rate.peak / 4:g}.",
         )
 
     def _validate(self) -> None:

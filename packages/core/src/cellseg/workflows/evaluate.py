@@ -11,13 +11,14 @@ from pathlib import Path
 
 from cellseg.classes import UNKNOWN
 from cellseg.data import LazyArray
-from cellseg.errors import DataError
+from cellseg.errors import DataError, UsageError
 from cellseg.events import Emit, Progress
 from cellseg.files import write_atomic
 from cellseg.metrics import OverlapTable, Scores, Tally, mean_ap_name, overlaps, score, tally
 from cellseg.plugins import Plugins
 from cellseg.workflows.evaluate_pairs import LabelPair, label_pairs
 from cellseg.workflows.evaluate_settings import EvaluateSettings
+from cellseg.workflows.evaluate_text import aligned, plain, text_of
 
 _ROWS_SHOWN = 20
 
@@ -64,15 +65,15 @@ class Evaluation:
             "prediction": str(self.prediction),
             "truth": str(self.truth),
             "settings": self.settings.model_dump(mode="json"),
-            "pooled": _plain(self.pooled),
-            "mean": _plain(self.mean),
+            "pooled": plain(self.pooled),
+            "mean": plain(self.mean),
             "images": [
                 {
                     "name": image.name,
                     "prediction": str(image.prediction),
                     "truth": str(image.truth),
                     "empty": image.empty,
-                    "scores": _plain(image.scores),
+                    "scores": plain(image.scores),
                 }
                 for image in self.images
             ],
@@ -91,9 +92,9 @@ class Evaluation:
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["kind", "name", *self.pooled])
         for image in self.images:
-            rows.writerow(["image", image.name, *_plain(image.scores).values()])
-        rows.writerow(["pooled", "", *_plain(self.pooled).values()])
-        rows.writerow(["mean", "", *_plain(self.mean).values()])
+            rows.writerow(["image", image.name, *plain(image.scores).values()])
+        rows.writerow(["pooled", "", *plain(self.pooled).values()])
+        rows.writerow(["mean", "", *plain(self.mean).values()])
         write_atomic(path, text.getvalue())
 
     def lines(self) -> list[str]:
@@ -109,17 +110,17 @@ class Evaluation:
         lines = [
             f"{len(self.images)} images, {self.pooled['n_true']:.0f} true objects, "
             f"{self.pooled['n_pred']:.0f} predicted",
-            *_table(["score", *names], [[k, *(_text(v[n]) for n in names)] for k, v in columns]),
+            *aligned(["score", *names], [[k, *(text_of(v[n]) for n in names)] for k, v in columns]),
             "",
         ]
         brief = [f"f1{at[0]}", mean_ap_name(thresholds), "dice_foreground"]
         heading = ["image, worst first", "true", "predicted", *brief]
         rows = [
             [i.name, *(f"{i.scores[n]:.0f}" for n in ("n_true", "n_pred"))]
-            + ["no objects" if i.empty else _text(i.scores[n]) for n in brief]
+            + ["no objects" if i.empty else text_of(i.scores[n]) for n in brief]
             for i in shown
         ]
-        lines += _table(heading, rows, across=True)
+        lines += aligned(heading, rows, across=True)
         if len(self.images) > len(shown):
             lines.append(f"... and {len(self.images) - len(shown)} more; --csv has them all")
         return lines
@@ -143,9 +144,12 @@ def evaluate(
         emit: gets a Progress for each image.
 
     Raises:
+        UsageError: the settings ask for scores of tracks, which ``evaluate_tracks`` makes.
         DataError: images have no partner, differ in shape, are damaged, or are no label images.
     """
     settings = settings or EvaluateSettings()
+    if settings.ctc:
+        raise UsageError("Scores of tracks (ctc) come from evaluate_tracks.")
     thresholds = settings.iou_thresholds
     images: list[ImageScores] = []
     tallies: list[Tally] = []
@@ -208,23 +212,3 @@ def _mean(images: Sequence[Scores], names: Scores) -> Scores:
         values = [scores[name] for scores in images if not math.isnan(scores[name])]
         means[name] = math.fsum(values) / len(values) if values else math.nan
     return means
-
-
-def _plain(scores: Scores) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in scores.items()}
-
-
-def _text(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _table(heading: list[str], rows: list[list[str]], across: bool = False) -> list[str]:
-    """Aligned columns; without ``across``, each row is set as a column."""
-    cells = [heading, *rows]
-    if not across:
-        cells = [list(column) for column in zip(*cells, strict=True)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in cells
-    ]

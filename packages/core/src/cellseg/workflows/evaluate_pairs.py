@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellseg.data import LazyArray, Sample
+from cellseg.data import LazyArray, Sample, Spacing
 from cellseg.errors import DataError
 from cellseg.options import parse
 from cellseg.outputs.formats import PROBABILITIES
@@ -36,6 +36,8 @@ class LabelImage:
     """``(z, y, x)``, integers, 0 is background."""
     path: Path
     """The file or container it is in."""
+    spacing: Spacing = (1.0, 1.0, 1.0)
+    """Voxel size in micrometres, ``(z, y, x)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +305,7 @@ def _of_container(plugins: Plugins, path: Path, wanted: Wanted) -> list[LabelIma
     if are_labels:
         return [_single_channel(sample, path) for sample in samples]
     return [
-        LabelImage(sample.name, sample.labels, sample.path or path)
+        LabelImage(sample.name, sample.labels, sample.path or path, sample.spacing)
         for sample in samples
         if sample.labels is not None
     ]
@@ -321,7 +323,7 @@ def _single_channel(sample: Sample, path: Path) -> LabelImage:
             f"{where}: is {sample.image.dtype}; labels are integers.",
             hint="If the values are whole numbers, save them as uint16 or uint32.",
         )
-    return LabelImage(sample.name, _OneChannel(sample.image), where)
+    return LabelImage(sample.name, _OneChannel(sample.image), where, sample.spacing)
 
 
 def _size(shape: tuple[int, ...]) -> str:

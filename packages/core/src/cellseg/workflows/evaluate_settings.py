@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from cellseg.options import Options
+from cellseg.options import Options, flag
 
 
 class EvaluateSettings(Options):
     """What to compare, and how strictly."""
 
     panels: ClassVar = {
-        "Scores": ("thresholds", "min_size", "ignore_label"),
+        "Scores": ("ctc", "thresholds", "min_size", "ignore_label"),
         "Label images": (
             "prediction_key",
             "truth_key",
@@ -25,6 +25,10 @@ class EvaluateSettings(Options):
         ),
     }
 
+    ctc: bool = False
+    """Score tracks as the Cell Tracking Challenge does (SEG, DET, TRA, LNK, divisions, ...):
+    PREDICTION is NN_RES or tracked labels that cellseg wrote, TRUTH is NN_GT or a data set of the
+    challenge."""
     thresholds: str = "0.5:0.95:0.05"
     """IoU thresholds of a match: FIRST:LAST:STEP, or a list such as 0.5,0.75. AP is averaged over
     them."""
@@ -61,6 +65,15 @@ class EvaluateSettings(Options):
         if value is not None and (not value or "." in value or "/" in value):
             raise ValueError("expected the end of the name before its extension, such as _mask")
         return value
+
+    @model_validator(mode="after")
+    def _for_tracks(self) -> Self:
+        if self.ctc:
+            idle = self.model_fields_set - {"ctc", "allow_missing_truth"}
+            if idle:
+                named = ", ".join(flag(name) for name in type(self).model_fields if name in idle)
+                raise ValueError(f"{named}: scores of tracks (--ctc) do not depend on it")
+        return self
 
     @property
     def iou_thresholds(self) -> tuple[float, ...]:

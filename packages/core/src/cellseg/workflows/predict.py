@@ -44,7 +44,13 @@ from cellseg.workflows.predict_objects import (
     refinement_of,
     refuse_unlinked,
 )
-from cellseg.workflows.predict_outputs import formats_for, outputs_for, refuse_collisions
+from cellseg.workflows.predict_outputs import (
+    formats_for,
+    outputs_for,
+    page_for,
+    refuse_collisions,
+    refuse_trackless,
+)
 from cellseg.workflows.predict_selection import places_of, prompt_notes, selection_of
 from cellseg.workflows.predict_settings import PredictSettings
 from cellseg.workflows.predict_summary import (
@@ -53,6 +59,7 @@ from cellseg.workflows.predict_summary import (
     disk_estimate,
     memory_estimate,
 )
+from cellseg.workflows.predict_tracking import tracked, tracking_notes, write_page
 
 WORK = ".cellseg"
 _SHOWN = 3
@@ -126,13 +133,13 @@ def predict(
         if summary is not None:
             _check_still_there(items)
             emit(Note("All of it is done already."))
-            return _summary(items, summary["objects"], began)
+            return _summary(items, summary["objects"], summary.get("tracks", {}), began)
     else:
         _refuse_to_overwrite(items, settings)
-    for note in _notes(items, recipe) + notes:
+    for note in _notes(items, recipe, settings) + notes:
         emit(Note(note))
     if lesson is None:
-        prediction = Prediction(recipe, items, share, emit, interrupted)
+        prediction = Prediction(recipe, items, share, emit, interrupted, write_page)
         prediction.load()
     new = [path for path in (work.path, *work.path.parents) if not path.exists()]
     if not again and settings.shard is None:
@@ -148,7 +155,7 @@ def predict(
         try:
             run = learned(plugins, lesson, work, emit, interrupted)
             recipe, items, *_ = resolved(run)
-            prediction = Prediction(recipe, items, share, emit, interrupted)
+            prediction = Prediction(recipe, items, share, emit, interrupted, write_page)
             prediction.load()
         except (ConfigError, DataError, DeviceError, WeightsError) as error:
             # The request is invalid after all; another share may have removed what is new.
@@ -162,16 +169,17 @@ def predict(
         raise InterruptedRunError(
             "Stopped; all finished tiles are kept.", hint="Go on with --resume."
         ) from None
-    complete = len(objects) == len(items)
+    complete, tracks = len(objects) == len(items), prediction.tracks
     if complete:
         with work.lock("complete") as alone:
             if alone and work.summary() is None:
                 if again or settings.shard is not None:
                     remove_leftovers(items)
-                work.complete({"objects": {str(i): n for i, n in objects.items()}})
+                known = {"tracks": {str(i): n for i, n in tracks.items()}} if tracks else {}
+                work.complete({"objects": {str(i): n for i, n in objects.items()}, **known})
     if lesson is not None:
         emit(Note(f"What was learned from the examples can be used again: --model {run}"))
-    return _summary(items, objects, began)
+    return _summary(items, objects, tracks, began)
 
 
 def _resolve(
@@ -222,8 +230,11 @@ def _resolve(
     found, items = len(items), selection.of(items)
     notes = selection.notes(items, found) + prompt_notes(prompts, items)
     refuse_unlinked(settings, items)
+    items = tracked(settings, predictor, items)
     formats = formats_for(settings, samples)
+    refuse_trackless(items, formats)
     items = [replace(item, outputs=outputs_for(item, formats, settings)) for item in items]
+    items = [replace(item, page=page_for(item)) for item in items]
     refuse_collisions(items)
     recipe = Recipe(
         predictor=predictor,
@@ -250,6 +261,7 @@ def _resolve(
     request |= identity_of(
         images, items, (predictor, model, bundle), reader, parsed, parsed_reading
     )
+    request |= {"track": any(item.tracked for item in items)}
     request |= {"prompts": shown, "format": list(formats), **selection.identity}
     request |= lesson.identity if lesson is not None else {}
     return recipe, items, request, notes
@@ -284,10 +296,10 @@ def _refuse_to_overwrite(items: Sequence[Item], settings: PredictSettings) -> No
     if settings.overwrite:
         return
     for item in items:
-        for output in item.outputs:
-            if output.path.exists():
+        for path in item.files:
+            if path.exists():
                 raise UsageError(
-                    f"{output.path} exists already.",
+                    f"{path} exists already.",
                     hint="Replace it with --overwrite, or write elsewhere with --output or "
                     "--label-name.",
                 )
@@ -295,14 +307,14 @@ def _refuse_to_overwrite(items: Sequence[Item], settings: PredictSettings) -> No
 
 def _check_still_there(items: Sequence[Item]) -> None:
     for item in items:
-        for output in item.outputs:
-            if not output.path.exists():
+        for path in item.files:
+            if not path.exists():
                 raise UsageError(
-                    f"{output.path} was written, but is gone.", hint="Start anew with --overwrite."
+                    f"{path} was written, but is gone.", hint="Start anew with --overwrite."
                 )
 
 
-def _notes(items: Sequence[Item], recipe: Recipe) -> list[str]:
+def _notes(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -> list[str]:
     """How the images are understood, where their tiles will cut objects, what is linked."""
     notes = describe([frame for item in items[:_SHOWN] for frame in item.frames])
     if len(items) > _SHOWN:
@@ -316,6 +328,7 @@ def _notes(items: Sequence[Item], recipe: Recipe) -> list[str]:
         if uncut:
             notes.append(f"{item.name}: without a halo along {', '.join(uncut)}, cells are cut.")
     notes += hole_notes(items, recipe.refinement)
+    notes += tracking_notes(items, settings.workers)
     return notes + linking_notes(items, recipe.refinement, recipe.volumetric)
 
 
@@ -325,7 +338,7 @@ def _dry_run(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -
     return PredictSummary(
         images=len(items),
         objects=0,
-        outputs=tuple(o.path for item in items for o in item.outputs),
+        outputs=tuple(path for item in items for path in item.files),
         planned=planned,
         memory=memory_estimate(
             items, settings.batch_size, settings.workers, classes, recipe.refinement
@@ -335,13 +348,20 @@ def _dry_run(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -
     )
 
 
-def _summary(items: Sequence[Item], objects: Mapping[Any, int], began: float) -> PredictSummary:
+def _summary(
+    items: Sequence[Item],
+    objects: Mapping[Any, int],
+    tracks: Mapping[Any, Sequence[int]],
+    began: float,
+) -> PredictSummary:
     done = {int(i) for i in objects}
     written = [item for item in items if item.index in done]
     return PredictSummary(
         images=len(written),
         objects=sum(objects.values()),
-        outputs=tuple(o.path for item in written for o in item.outputs),
+        outputs=tuple(path for item in written for path in item.files),
+        tracks=sum(number for number, _ in tracks.values()) if tracks else None,
+        divisions=sum(number for _, number in tracks.values()),
         seconds=time.monotonic() - began,
         complete=len(written) == len(items),
     )

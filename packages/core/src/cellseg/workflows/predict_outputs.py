@@ -10,6 +10,8 @@ from cellseg.data import Dataset
 from cellseg.engine.items import Item
 from cellseg.errors import ConfigError, DataError, UsageError
 from cellseg.outputs.formats import (
+    SUFFIXES,
+    TRACKED,
     Format,
     Output,
     output_for,
@@ -84,15 +86,39 @@ def outputs_for(
     return (*outputs, *(output for output in beside if output is not None))
 
 
+def page_for(item: Item) -> Path | None:
+    """Where the report of a movie's tracks goes: beside its outputs, in the output folder."""
+    if not item.tracked or item.outputs[0].container is not None:
+        return None
+    first = item.outputs[0]
+    name = first.path.name.removesuffix(SUFFIXES[first.format])
+    return first.path.with_name(f"{name}_tracks.html")
+
+
+def refuse_trackless(items: Sequence[Item], formats: Sequence[Format]) -> None:
+    """Raise a ConfigError where a format is for tracks, and an image has none."""
+    wanted = next((format for format in formats if format in TRACKED), None)
+    without = next((item for item in items if not item.tracked), None)
+    if wanted is None or without is None:
+        return
+    what = "is no movie" if not without.movie else "is segmented frame by frame"
+    raise ConfigError(
+        f"--format {wanted} is for tracks, and {without.name} {what}.",
+        hint="Write another format, and link the labels with cellseg track."
+        if without.movie
+        else "Write another format.",
+    )
+
+
 def refuse_collisions(items: Sequence[Item]) -> None:
     """Raise a DataError where two images would be written to one place."""
     owners: dict[Path, str] = {}
     for item in items:
-        for output in item.outputs:
-            other = owners.setdefault(output.path, item.name)
+        for path in item.files:
+            other = owners.setdefault(path, item.name)
             if other != item.name:
                 raise DataError(
-                    f"{output.path}: would be written twice, for {other} and for {item.name}.",
+                    f"{path}: would be written twice, for {other} and for {item.name}.",
                     hint="Rename one of the images, or segment them one after the other into "
                     "different folders.",
                 )

@@ -19,6 +19,7 @@ class PredictSettings(ExampleOptions):
         "Batch": ("batch_xy", "batch_z", "batch_time"),
         "Output": ("output", "format", "output_probs", "smoothing", "label_name", "overwrite"),
         "Objects": (
+            "track",
             "link_slices",
             "link_overlap",
             "link_gap",
@@ -82,6 +83,10 @@ class PredictSettings(ExampleOptions):
     """Name of the labels in an OME-Zarr."""
     overwrite: bool = False
     """Replace results that are there, and forget an unfinished prediction."""
+    track: bool | None = None
+    """Follow the objects of movies from frame to frame, so that each keeps its id and divisions are
+    known, where the backend can. By default it does; without, each frame is segmented and numbered
+    by itself, and cellseg track can link the labels afterwards."""
     link_slices: bool | None = None
     """Make one object of those that lie over each other in neighbouring planes of a volume, where
     the backend segments plane by plane; images of one plane beside volumes are left alone. By

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from cellseg.engine.items import Item
@@ -29,6 +30,8 @@ class PlannedImage:
     outputs: tuple[Path, ...]
     linked: bool = False
     """Whether objects of its planes are linked."""
+    tracked: bool = False
+    """Whether its objects are followed from frame to frame."""
     part: str = ""
     """Which planes and frames are segmented, such as "planes 2-4 of 10"; empty for all."""
 
@@ -45,8 +48,9 @@ class PlannedImage:
             channels=first.channels,
             tiles=len(item.chosen),
             tile_shape=(shape[0], *_largest(item)),
-            outputs=tuple(output.path for output in item.outputs),
+            outputs=tuple(item.files),
             linked=linked,
+            tracked=item.tracked,
             part=part_of(item),
         )
 
@@ -56,6 +60,7 @@ class PlannedImage:
         tile = " x ".join(str(n) for n in self.tile_shape[1:])
         channels = f" ({', '.join(self.channels)})" if self.channels else ""
         linked = ", planes linked" if self.linked else ""
+        linked += ", tracked" if self.tracked else ""
         part = f", only {self.part}" if self.part else ""
         targets = ", ".join(str(path) for path in self.outputs)
         return (
@@ -73,6 +78,10 @@ class PredictSummary:
     objects: int
     """Objects in all of them."""
     outputs: tuple[Path, ...]
+    tracks: int | None = None
+    """Tracks in all movies that were tracked; None where none was."""
+    divisions: int = 0
+    """Those that divide."""
     seconds: float = 0.0
     complete: bool = True
     """False where other shares of the tiles are still to be done."""
@@ -95,7 +104,10 @@ class PredictSummary:
                 "Nothing was written."
             )
             return lines
-        lines = [f"{self.objects} objects in {self.images} image(s), {self.seconds:.1f} s"]
+        tracks = ""
+        if self.tracks is not None:
+            tracks = f", {self.tracks} tracks with {self.divisions} division(s)"
+        lines = [f"{self.objects} objects in {self.images} image(s){tracks}, {self.seconds:.1f} s"]
         if not self.complete:
             lines.append("Other shares of the tiles are still to be done.")
         return lines
@@ -110,6 +122,8 @@ class PredictSummary:
             "complete": self.complete,
             "dry_run": self.dry_run,
         }
+        if self.tracks is not None:
+            values |= {"tracks": self.tracks, "divisions": self.divisions}
         if self.dry_run:
             values["memory_bytes"] = self.memory
             values["disk_bytes"] = self.disk
@@ -123,6 +137,7 @@ class PredictSummary:
                     "tiles": image.tiles,
                     "tile_shape": list(image.tile_shape),
                     "linked": image.linked,
+                    "tracked": image.tracked,
                     "part": image.part,
                     "outputs": [str(path) for path in image.outputs],
                 }
@@ -168,16 +183,23 @@ def disk_estimate(items: Sequence[Item], classes: int = 0) -> int:
 
     They are written as 4 bytes a voxel and class, for OME-Zarr with a third more for its smaller
     levels. Of an image of several tiles, what is done is kept until all of it is: labels as 4
-    bytes and probabilities as 2. Tables and polygons are not counted.
+    bytes and probabilities as 2; where tiles are tracked, labels of all that they see, once more.
+    Tables, polygons, tracks and the states of trackers are not counted.
     """
     most = 0
     for item in items:
         z, y, x = item.plan.shape
         voxels = z * y * x * len(item.frames)
-        if item.tiles > 1:
-            most += voxels * len(item.chosen) // item.tiles * (4 + 2 * classes)
+        if not item.single:
+            seen = 0
+            if item.tracked and len(item.plan) > 1:
+                sizes = (item.plan.read_box(i).shape for i in range(len(item.plan)))
+                seen = 4 * sum(map(prod, sizes)) * len(item.frames)
+            kept = voxels * (4 + 2 * classes) + seen
+            most += kept * len(item.chosen) // item.tiles
         for output in item.outputs:
-            images = {"tiff": 1.0, "hdf5": 1.0, "ome-zarr": 4 / 3}.get(output.format, 0.0)
+            sizes_of = {"tiff": 1.0, "hdf5": 1.0, "ome-zarr": 4 / 3, "ctc": 0.5}
+            images = sizes_of.get(output.format, 0.0)
             both = output.format == "hdf5" or (
                 output.format == "ome-zarr" and output.container is None
             )

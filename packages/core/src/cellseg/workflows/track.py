@@ -1,0 +1,222 @@
+"""Links the objects of any label images over time, and writes them with the ids of their tracks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cellseg.data import Labels
+from cellseg.errors import InterruptedRunError, UsageError
+from cellseg.events import Emit, Note, Progress
+from cellseg.files import make_folder
+from cellseg.linking.labels import LinkedLabels
+from cellseg.linking.link import Links, link
+from cellseg.outputs.formats import Output, output_for, tracks_beside
+from cellseg.outputs.result import Result
+from cellseg.outputs.write import write
+from cellseg.plugins import Plugins
+from cellseg.workflows.track_movies import LabelMovie, images_of, label_movies
+from cellseg.workflows.track_settings import TrackSettings
+
+_FILES = (".tif", ".tiff", ".h5", ".hdf5", ".csv", ".parquet", ".geojson", ".zarr", ".geff")
+_MANY = 0.5
+"""Tracks that begin in mid-movie and last one frame, as a share of all, from which something is
+wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackSummary:
+    """What was linked and written."""
+
+    movies: int
+    frames: int
+    objects: int
+    """In all frames."""
+    tracks: int
+    divisions: int
+    outputs: tuple[Path, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self) | {
+            "outputs": [str(path) for path in self.outputs],
+            "seconds": round(self.seconds, 3),
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        first = (
+            f"{self.tracks} tracks with {self.divisions} divisions, of {self.objects} objects in "
+            f"{self.frames} frames of {self.movies} movie(s), {self.seconds:.1f} s"
+        )
+        return [first, *(f"Written: {path}" for path in self.outputs)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A movie and where it goes."""
+
+    movie: LabelMovie
+    outputs: tuple[Output, ...]
+    page: Path | None
+
+    @property
+    def paths(self) -> list[Path]:
+        tables = [tracks_beside(output) for output in self.outputs]
+        found = [output.path for output in self.outputs]
+        found += [table for table in tables if table is not None]
+        return list(dict.fromkeys([*found, *([self.page] if self.page else [])]))
+
+
+def track(
+    plugins: Plugins,
+    labels: Path,
+    settings: TrackSettings,
+    *,
+    emit: Emit = lambda event: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> TrackSummary:
+    """Link the objects of every movie of label images at a path.
+
+    Two frames are in memory at a time, and the measurements of all objects of one movie.
+
+    Args:
+        plugins: where to find readers.
+        labels: a stack, a container, a folder of these, or folders with a file for each frame.
+        settings: how to link, and what to write.
+        emit: gets a ``Progress`` for each frame, and notes.
+        interrupted: asked after each frame; True stops. Movies that are written stay.
+
+    Raises:
+        DataError: the labels or images cannot be read, or are no movies.
+        PluginError: laptrack is not installed.
+        UsageError: there is no output folder, or results are in it already.
+        StorageError: the disk is full, or permission is missing.
+        InterruptedRunError: ``interrupted()`` said so.
+    """
+    began = time.monotonic()
+    folder = _folder(settings)
+    movies = label_movies(plugins, labels, settings)
+    images = images_of(plugins, settings.images, movies) if settings.images else None
+    jobs = [_job(movie, folder, settings) for movie in movies]
+    if not settings.overwrite:
+        _refuse_to_overwrite(jobs)
+    for movie in movies:
+        size = " x ".join(map(str, movie.frames[0].shape))
+        emit(
+            Note(
+                f"{movie.name}: {len(movie.frames)} frames of {size} (z, y, x), "
+                f"{movie.names[0]} to {movie.names[-1]}"
+            )
+        )
+    make_folder(folder)
+
+    def pause() -> None:
+        if interrupted():
+            raise InterruptedRunError(
+                "Stopped; movies that are written stay.", hint="Start again with --overwrite."
+            )
+
+    total = sum(len(movie.frames) for movie in movies)
+    step = objects = tracks = divisions = 0
+    for number, job in enumerate(jobs):
+
+        def frames(movie: LabelMovie = job.movie) -> Iterator[Labels]:
+            nonlocal step
+            for one in movie.frames:
+                pause()
+                yield one[tuple(slice(0, length) for length in one.shape)]
+                step += 1
+                emit(Progress(step, total))
+
+        links = link(frames(), settings, job.movie.spacing, job.movie.names)
+        for note in _notes(job.movie, links, settings):
+            emit(Note(note))
+        result = _result(job.movie, links, pause)
+        for output in job.outputs:
+            write(result, output)
+        if job.page is not None:
+            from cellseg.report.tracks import write_tracks_page
+
+            shown = [sample.image for sample in images[number]] if images else None
+            write_tracks_page(
+                job.page, job.movie.name, shown, result.frames, links.lineage, job.movie.spacing
+            )
+        objects += result.count
+        tracks += len(links.lineage.tracks)
+        divisions += len(links.lineage.divisions)
+    return TrackSummary(
+        movies=len(movies),
+        frames=total,
+        objects=objects,
+        tracks=tracks,
+        divisions=divisions,
+        outputs=tuple(path for job in jobs for path in job.paths),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _folder(settings: TrackSettings) -> Path:
+    folder = settings.output
+    if folder is None:
+        raise UsageError("Where to? --output is missing.", hint="Give --output FOLDER.")
+    if folder.suffix.lower() in _FILES and not folder.is_dir():
+        raise UsageError(
+            f"--output {folder}: give a folder, not a file; each movie gets its files there.",
+            hint=f"--output {folder.with_suffix('')}",
+        )
+    return folder
+
+
+def _job(movie: LabelMovie, folder: Path, settings: TrackSettings) -> _Job:
+    formats = tuple(dict.fromkeys(settings.format)) or ("tiff", "csv")
+    outputs = tuple(output_for(one, folder, movie.name, settings.label_name) for one in formats)
+    page = outputs[0].path.with_name(f"{Path(movie.name).name}_tracks.html")
+    return _Job(movie, outputs, page if settings.report else None)
+
+
+def _refuse_to_overwrite(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        for path in job.paths:
+            if path.exists():
+                raise UsageError(
+                    f"{path} exists already.",
+                    hint="Replace it with --overwrite, or write elsewhere with --output.",
+                )
+
+
+def _result(movie: LabelMovie, links: Links, pause: Callable[[], None]) -> Result:
+    """The movie with the ids of tracks, its objects in their order."""
+    order = [of_track.argsort() for of_track in links.tracks]
+    return Result(
+        movie.name,
+        [LinkedLabels(*frame) for frame in zip(movie.frames, links.ids, links.tracks, strict=True)],
+        [one.chosen(at) for one, at in zip(links.objects, order, strict=True)],
+        movie=True,
+        spacing=movie.spacing,
+        ids=[of_track[at] for of_track, at in zip(links.tracks, order, strict=True)],
+        tracks=links.lineage,
+        pause=pause,
+    )
+
+
+def _notes(movie: LabelMovie, links: Links, settings: TrackSettings) -> list[str]:
+    """What looks wrong with the tracks."""
+    all_tracks = links.lineage.tracks
+    if not all_tracks:
+        return [f"{movie.name}: there are no objects."]
+    brief = sum(track.begin == track.end and track.begin > 0 for track in all_tracks)
+    if brief <= _MANY * len(all_tracks):
+        return []
+    way = (
+        "further than --max-distance from frame to frame"
+        if settings.method == "laptrack"
+        else "too far to overlap themselves: try --method laptrack"
+    )
+    return [
+        f"{movie.name}: {brief} of {len(all_tracks)} tracks are seen once. Are these frames of one "
+        f"movie, in the right order? Or the objects move {way}."
+    ]
