@@ -17,7 +17,9 @@ from cellseg_cellsam2.movies import movies_of
 from cellseg_cellsam2.options import CellSam2Options
 
 SIDE = 64
-LINEAGE = Lineage.of([Track(7, 0, 9), Track(40000, 2, 5), Track(8, 6, 9, 40000), Track(9, 6, 9, 40000)])
+LINEAGE = Lineage.of(
+    [Track(7, 0, 9), Track(40000, 2, 5), Track(8, 6, 9, 40000), Track(9, 6, 9, 40000)]
+)
 
 
 def frames(
@@ -114,7 +116,13 @@ def test_movies_are_cut_where_frames_are_missing() -> None:
 
 
 def test_a_single_daughter_and_one_after_a_gap_are_no_division() -> None:
-    tracks = [Track(1, 0, 2), Track(2, 3, 9, 1), Track(3, 0, 2), Track(4, 4, 9, 3), Track(5, 4, 9, 3)]
+    tracks = [
+        Track(1, 0, 2),
+        Track(2, 3, 9, 1),
+        Track(3, 0, 2),
+        Track(4, 4, 9, 3),
+        Track(5, 4, 9, 3),
+    ]
     samples = [replace(one, tracks=Lineage.of(tracks)) for one in frames()]
     assert sampler(samples).divisions == 0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cellseg.torch.sam2.model import build
 from cellseg.torch.weights import seeded
-from cellseg_cellsam2.memory import within
+from cellseg_cellsam2.memory import recall, within
 from cellseg_cellsam2.model import CellSam2
 from cellseg_cellsam2.parts import Answer, Encoded, Memory, Prompts
 
@@ -19,11 +19,11 @@ torch.set_num_threads(1)
 SIDE = 64
 
 
-def make(timed: bool = False) -> CellSam2:
-    """A small model that tells objects apart; pointers carry their age where ``timed``, as in the
+def make(timed: bool = False, size: str = "nano") -> CellSam2:
+    """A model that tells objects apart; pointers carry their age where ``timed``, as in the
     published sizes."""
     with seeded(0):
-        sam: Any = build("nano", SIDE)
+        sam: Any = build(size, SIDE)
         for token in (sam.no_mem_embed, sam.no_obj_ptr, sam.no_obj_embed_spatial):
             nn.init.normal_(token)
         nn.init.normal_(sam.maskmem_tpos_enc)
@@ -34,7 +34,7 @@ def make(timed: bool = False) -> CellSam2:
         head = sam.sam_mask_decoder.pred_obj_score_head.layers[-1]
         nn.init.normal_(head.weight, std=4.0)
         nn.init.zeros_(head.bias)
-        return CellSam2(sam, "nano").eval()
+        return CellSam2(sam, size).eval()
 
 
 @pytest.fixture
@@ -119,13 +119,22 @@ def test_earlier_masks_and_boxes_are_prompts_as_in_sam_2(model: CellSam2) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("timed", [False, True])
-def test_a_video_is_followed_as_sam_2_follows_it(timed: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "timed"),
+    [
+        ("nano", False),
+        ("nano", True),
+        pytest.param("sam2.1_hiera_tiny", False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_video_is_followed_as_sam_2_follows_it(size: str, timed: bool) -> None:
     """The same memories, pointers and ages, over more frames than are remembered; with objects
     that are there and others that are not."""
-    model = make(timed)
+    model = make(timed, size)
+    atol = 1e-4 if size == "nano" else 2e-3  # eleven frames of rounding
     model.sam.multimask_output_in_sam = False  # SAM 2 then takes token 0 too
-    planes, count, frames = images(8), 4, 8
+    frames = model.sam.num_maskmem + 4
+    planes, count = images(frames), 4
     asked = points(count)
     logits = model.answer(encode(model, planes[:1]), zeros(count), asked).presence
     model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias -= logits.median() + 1e-3
@@ -161,14 +170,14 @@ def test_a_video_is_followed_as_sam_2_follows_it(timed: bool) -> None:
         outputs["cond_frame_outputs" if frame == 0 else "non_cond_frame_outputs"][frame] = wanted
         present = found.presence > 0
         seen |= set(present.tolist())
-        assert torch.allclose(found.presence, wanted["object_score_logits"][:, 0], atol=1e-4)
-        assert torch.allclose(found.masks[present, 0], wanted["pred_masks"][present, 0], atol=1e-4)
+        assert torch.allclose(found.presence, wanted["object_score_logits"][:, 0], atol=atol)
+        assert torch.allclose(found.masks[present, 0], wanted["pred_masks"][present, 0], atol=atol)
         slot = memory.times.eq(frame).nonzero()
         assert torch.allclose(
-            memory.features[slot[:, 0], slot[:, 1]], wanted["maskmem_features"], atol=1e-4
+            memory.features[slot[:, 0], slot[:, 1]], wanted["maskmem_features"], atol=atol
         )
         slot = memory.pointer_times.eq(frame).nonzero()
-        assert torch.allclose(memory.pointers[slot[:, 0], slot[:, 1]], wanted["obj_ptr"], atol=1e-4)
+        assert torch.allclose(memory.pointers[slot[:, 0], slot[:, 1]], wanted["obj_ptr"], atol=atol)
     assert seen == {True, False}
 
 
@@ -379,3 +388,49 @@ def test_fresh_heads_expect_what_is_likely() -> None:
     assert (answer.presence > 0).all()
     assert (answer.division < -2).all()
     assert encoded.heat.sigmoid().max() < 0.05
+
+
+@torch.no_grad()
+def test_a_memory_acts_at_its_own_place_before_anything_is_learned() -> None:
+    """Else a small network takes hours to find out that it can follow anything."""
+    with seeded(0):
+        model = CellSam2(build("nano", 128), "nano").eval()
+        encoded = encode(model, torch.rand(1, 1, 128, 128))
+        middles = torch.rand(32, 2) * 112 + 8
+    low, high = torch.arange(32) * 4 + 2, torch.arange(8) * 16 + 8
+
+    def distance(grid: Tensor) -> Tensor:
+        y, x = (middles[:, i, None, None] for i in range(2))
+        return ((grid[:, None] - y).square() + (grid - x).square()).sqrt()
+
+    masks = torch.where(distance(low) < 9, 6.0, -6.0)
+    tokens = torch.zeros(32, 64)
+    memory = model.remember(encoded, zeros(32), masks, tokens, torch.ones(32).bool(), zeros(32))
+    seen = model._look_back(
+        encoded.embedding[zeros(32)], encoded.position, recall(memory, torch.ones_like(zeros(32)))
+    )
+    differs = (seen - seen.mean(0)).square().mean(1)
+    far = distance(high)
+    assert differs[far < 10].mean() > 20 * differs[far > 40].mean()
+    assert differs[far < 10].mean() > 0.05
+
+
+@torch.no_grad()
+def test_half_precision_changes_little_and_halves_memories(model: CellSam2) -> None:
+    asked, time = points(3), torch.ones(3, dtype=torch.int64)
+
+    def follow() -> tuple[Answer, Memory]:
+        encoded = encode(model, images(1))
+        answer = model.answer(encoded, zeros(3), asked)
+        memory = model.remember(
+            encoded, zeros(3), answer.masks[:, 0], answer.tokens[:, 0], torch.ones(3).bool(),
+            zeros(3),
+        )  # fmt: skip
+        return model.answer(encoded, zeros(3), None, memory, time), memory
+
+    exact, _ = follow()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, memory = follow()
+    assert memory.features.dtype == memory.pointers.dtype == torch.bfloat16
+    assert rough.masks.dtype == torch.float32
+    assert (rough.masks - exact.masks).abs().max() < 0.1 * exact.masks.abs().max()

@@ -20,7 +20,11 @@ def spec() -> TrainerSpec[Any]:
 
 def test_the_defaults_are_those_of_cellsam2() -> None:
     options = CellSam2Options()
-    assert (options.num_frames, options.max_num_objects, options.max_num_bkgd_objects) == (3, 40, 10)
+    assert (options.num_frames, options.max_num_objects, options.max_num_bkgd_objects) == (
+        3,
+        40,
+        10,
+    )
     assert (options.resolution, options.batch_size, options.correction_points) == (512, 1, 5)
     assert options.use_lora
     assert (options.lora_rank, options.lora_alpha, options.lora_dropout) == (32, 8, 0.1)
@@ -55,7 +59,9 @@ def test_options_that_would_be_ignored_are_refused(given: dict[str, Any], named:
     assert named in str(error.value)
 
 
-@pytest.mark.parametrize("preset", ["scratch", "segmentation", "full", "cellsam2-gpu", "cellsam2-cpu"])
+@pytest.mark.parametrize(
+    "preset", ["scratch", "segmentation", "full", "cellsam2-gpu", "cellsam2-cpu"]
+)
 def test_presets_are_valid(preset: str) -> None:
     values = dict(spec().presets[preset])
     own = {name: values.pop(name) for name in list(values) if name in CellSam2Options.model_fields}

@@ -159,6 +159,11 @@ def test_calibration_needs_labels(model: Path) -> None:
         calibrate(_calibrate_job(model, []), lambda event: None)
 
 
+def test_options_of_tracks_are_not_calibrated(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--max-gap: nothing to do with calibration"):
+        calibrate(_calibrate_job(model, [blobs(1)], max_gap=1), lambda event: None)
+
+
 def test_calibration_gives_options_and_says_so(model: Path) -> None:
     events: list[Event] = []
     samples = [blobs(1), blobs(2)]

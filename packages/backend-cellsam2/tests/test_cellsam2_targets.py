@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from cellseg.classes import UNKNOWN  # noqa: E402
-from cellseg.torch.regions import boxes_of, random_pixels  # noqa: E402
 from cellseg.tracks import Lineage, Track  # noqa: E402
 from cellseg_cellsam2.clips import Clip  # noqa: E402
 from cellseg_cellsam2.losses import (  # noqa: E402
@@ -26,7 +26,13 @@ from cellseg_cellsam2.targets import collated, heatmap, item_of  # noqa: E402
 
 SIDE = 64
 LINEAGE = Lineage.of(
-    [Track(50, 3, 4), Track(60, 5, 9, 50), Track(61, 5, 9, 50), Track(62, 5, 9, 50), Track(70, 4, 9)]
+    [
+        Track(50, 3, 4),
+        Track(60, 5, 9, 50),
+        Track(61, 5, 9, 50),
+        Track(62, 5, 9, 50),
+        Track(70, 4, 9),
+    ]
 )
 
 
@@ -73,6 +79,19 @@ def test_the_two_largest_of_three_daughters_count() -> None:
     assert (item["divides"][others] == -1).all() and (item["daughters"][others] == -1).all()
     elsewhere = item_of(clip(first=4), SIDE, 25, 0)
     assert int(elsewhere["divides"][mother]) == 1
+
+
+def test_a_single_daughter_is_the_same_object_and_one_after_a_gap_another() -> None:
+    single = [Track(50, 3, 4), Track(60, 5, 9, 50)]
+    one = replace(clip(), lineage=Lineage.of(single))
+    truth = Truth(collated([item_of(one, SIDE, 25, 0)]))
+    mother, daughter = int(truth.batch["labels"][0, 10, 10]), int(truth.batch["labels"][2, 5, 5])
+    fate = Fate.of(truth, torch.tensor([mother - 1]), 2)
+    assert fate.track.tolist() == [daughter - 1]
+    assert fate.present.all() and not fate.divides.any() and not fate.judged.any()
+    gap = [Track(50, 3, 3), Track(60, 5, 9, 50), Track(61, 5, 9, 50)]
+    apart = item_of(replace(clip(), lineage=Lineage.of(gap)), SIDE, 25, 0)
+    assert (apart["divides"] == -1).all()
 
 
 def test_small_windows_are_enlarged() -> None:
@@ -155,16 +174,6 @@ def test_random_numbers_do_not_depend_on_what_else_is_in_the_batch() -> None:
     assert not torch.equal(a[:3], b)
 
 
-def test_pixels_are_drawn_from_all_of_a_mask() -> None:
-    masks = torch.zeros(3, 5, 6, dtype=torch.bool)
-    masks[0, 2, 1:4], masks[1] = True, True
-    for chance, x in ((0.0, 1), (0.5, 2), (0.999, 3)):
-        points, there = random_pixels(masks, torch.full((3,), chance, dtype=torch.float64))
-        assert points[0].tolist() == [x, 2] and there.tolist() == [True, True, False]
-    assert points[1].tolist() == [5, 4]
-    assert boxes_of(masks[:2]).tolist() == [[1, 2, 4, 3], [0, 0, 6, 5]]
-
-
 def squares() -> Any:
     masks = torch.zeros(6, SIDE, SIDE, dtype=torch.bool)
     for number in range(6):
@@ -201,7 +210,12 @@ def test_clicks_lie_where_an_answer_is_wrong() -> None:
         values = {"known": known, "truth_probability": 0.0, **changes}
         chances = torch.rand(6, 2, dtype=torch.float64, generator=torch.manual_seed(0))
         after = corrected(
-            prompts, masks, logits, found, chances=chances, **values  # type: ignore[arg-type]
+            prompts,
+            masks,
+            logits,
+            found,
+            chances=chances,
+            **values,  # type: ignore[arg-type]
         )
         assert after.points.shape == (6, 3, 2) and float(after.masks.max()) == 32
         return after.points[:, 2].long(), after.kinds[:, 2]
@@ -259,6 +273,14 @@ def test_mask_losses_are_focal_dice_and_the_error_of_the_iou() -> None:
     found = logits > 0
     true = (found & objects).sum((1, 2)) / (found | objects).sum((1, 2))
     assert torch.allclose(iou, (torch.tensor([0.3, 0.9]) - true).abs())
+
+
+def test_the_iou_of_an_empty_mask_does_not_count() -> None:
+    objects = torch.ones(2, 16, 16).bool()
+    logits = torch.full((2, 16, 16), -1.0)
+    logits[1, 0, 0] = 5.0
+    _, _, iou = mask_losses(logits, torch.tensor([0.7, 0.7]), objects, objects)
+    assert float(iou[0]) == 0 and float(iou[1]) == pytest.approx(0.7 - 1 / 256)
 
 
 def test_what_is_not_known_changes_no_loss() -> None:

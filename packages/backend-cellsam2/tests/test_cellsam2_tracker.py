@@ -412,7 +412,7 @@ def test_a_real_network_resumes_exactly(network: Any) -> None:
     expected = [whole.step(_noise(seed)) for seed in range(5)]
     first = CellTracker(network, options)
     found = [first.step(_noise(seed)) for seed in range(3)]
-    second = CellTracker(network, options, first.state())
+    second = CellTracker(network, options, state=first.state())
     found += [second.step(_noise(seed)) for seed in range(3, 5)]
     assert max(len(one.scores) for one in found) > 1
     for right, given in zip(expected, found, strict=True):

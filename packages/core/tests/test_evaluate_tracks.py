@@ -159,6 +159,16 @@ def test_movies_without_a_partner_are_named(tmp_path: Path) -> None:
         evaluate_tracks(found / "01_RES", truth, settings)
 
 
+def test_the_truth_is_no_prediction(tmp_path: Path) -> None:
+    found, truth = two_sequences(tmp_path)
+    with pytest.raises(DataError, match="01_GT is the prediction and the truth"):
+        evaluate_tracks(truth, truth)
+    for result in found.iterdir():
+        result.rename(truth / result.name)
+    movies = evaluate_tracks(truth, truth).movies  # results beside the truth
+    assert [movie.prediction.name for movie in movies] == ["01_RES", "02_RES"]
+
+
 def test_frames_and_shapes_must_agree(tmp_path: Path) -> None:
     found, truth = write_sequence(tmp_path, *pair(5))
     last = found / "mask004.tif"

@@ -198,8 +198,9 @@ def test_a_gap_in_the_truth_has_no_link() -> None:
     ("tracks", "what"),
     [
         ([Track(2, 0, 1)], "label 1"),
-        ([Track(1, 0, 1), Track(2, 2, 3, 1)], "track 2 has the parent 1"),
-        ([Track(1, 0, 1, 7)], "track 1 has the parent 7"),
+        ([Track(1, 0, 1), Track(2, 2, 3, 1)], "Track 2 has the parent 1"),
+        ([Track(1, 0, 1), Track(2, 3, 2)], "Track 2 ends before"),
+        ([Track(1, 0, 1, 7)], "Track 1 has the parent 7"),
     ],
 )
 def test_a_truth_that_contradicts_itself_is_an_error(tracks: list[Track], what: str) -> None:

@@ -87,7 +87,7 @@ def test_prompts_are_drawn_where_they_are() -> None:
     """A spot at a point, another kind of spot beside an object, and the inside of a box."""
     encoder: Any = build("nano", 64).sam_prompt_encoder
     places = torch.tensor(
-        [[[9.5, 41.5], [0.0, 0.0]], [[9.5, 41.5], [1.0, 1.0]], [[8.0, 16.0], [40.0, 24.0]]]
+        [[[9.5, 41.5], [0.0, 0.0]], [[9.5, 41.5], [1.0, 1.0]], [[8.0, 16.0], [40.0, 56.0]]]
     )
     kinds = torch.tensor([[1, -1], [0, -1], [2, 3]], dtype=torch.int32)
     drawn = encoder._drawn(places, kinds)
@@ -99,9 +99,9 @@ def test_prompts_are_drawn_where_they_are() -> None:
     ]
     for one in (drawn[0, 0], drawn[1, 1]):
         assert one[10, 2] == one.max() == 1  # places are four pixels wide
-    inside = drawn[2, 2] > 0.25
+    inside = drawn[2, 2] > 0.5
     y, x = inside.nonzero().T
-    assert (int(y.min()), int(y.max()), int(x.min()), int(x.max())) == (4, 6, 2, 10)
+    assert (int(y.min()), int(y.max()), int(x.min()), int(x.max())) == (4, 13, 2, 9)
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -12,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_fakes import digest, read
+from tracking_fakes import FRAMES, PLACES, after, as_true, lineage_of, run, truth
 
+from cellseg.data import Tiling
+from cellseg.engine.plan import Plan
 from cellseg.errors import (
     ConfigError,
     DataError,
@@ -20,95 +22,26 @@ from cellseg.errors import (
     InterruptedRunError,
     PartialError,
     PluginError,
-    UsageError,
 )
-from cellseg.events import Failed, Note, Progress
-from cellseg.options import parse
-from cellseg.tracks import Lineage, Track
-from cellseg.workflows.predict import predict
-from cellseg.workflows.predict_settings import PredictSettings
+from cellseg.events import Failed, Progress
 
 HERE = Path(__file__).parent
-FRAMES = 24
-PLACES = 4
-"""Tiles of a frame."""
 
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
     monkeypatch.syspath_prepend(HERE)
-    # Their own tests look at them; drawing one takes longer than all of a prediction.
-    monkeypatch.setattr("cellseg.report.tracks.write_tracks_page", _page)
     import tracking_fakes
 
+    # Their own tests look at them; drawing one takes longer than all of a prediction.
+    monkeypatch.setattr("cellseg.report.tracks.write_tracks_page", tracking_fakes.drawn)
+
     return tracking_fakes
-
-
-def _page(path, name, images, labels, lineage, spacing, minutes_per_frame=None):
-    shown = [int(frame[:, :, :].max()) for frame in labels]
-    assert len(images) == len(shown)
-    path.write_text(json.dumps([name, shown, len(lineage.tracks)]))
 
 
 @pytest.fixture
 def movie(tmp_path, fakes):
     return fakes.write_movie(tmp_path / "movie", range(FRAMES))
-
-
-def run(images, out, interrupted=lambda: False, options=None, **values):
-    import tracking_fakes
-
-    given = {"backend": "follow", "reader": "npy", "output": out, **values}
-    events = []
-    summary = predict(
-        tracking_fakes.plugins(),
-        images,
-        parse(PredictSettings, given),
-        options=options or {},
-        reader_options={},
-        emit=events.append,
-        interrupted=interrupted,
-    )
-    return summary, events
-
-
-def after(times):
-    """What tells a prediction to stop after it was asked as often as this."""
-    asked = iter(range(10**6))
-    return lambda: next(asked) >= times
-
-
-def lineage_of(table: Path) -> Lineage:
-    with table.open() as file:
-        return Lineage.of(
-            Track(*(int(row[name]) for name in ("id", "begin", "end", "parent")))
-            for row in csv.DictReader(file)
-        )
-
-
-def truth(frames=range(FRAMES)):
-    import tracking_fakes
-
-    return np.stack([tracking_fakes.frame_of(frame) for frame in frames])
-
-
-def true_tracks(names=None):
-    import tracking_fakes
-
-    return {
-        (names or {}).get(c[0], c[0]): (c[1], c[2], (names or {}).get(c[3], c[3]))
-        for c in tracking_fakes.CELLS
-    }
-
-
-def as_true(labels, lineage, true):
-    """Check that ids and tracks are the true ones but for their names."""
-    assert ((labels > 0) == (true > 0)).all()
-    pairs = np.unique(np.stack([true[true > 0], labels[true > 0]]), axis=1)
-    names = dict(pairs.T.tolist())
-    assert len(names) == pairs.shape[1] == len(set(names.values())), pairs
-    found = {t.id: (t.begin, t.end, t.parent) for t in lineage.tracks}
-    assert found == true_tracks(names)
 
 
 @pytest.mark.parametrize("tiling", [{}, {"tile_size": 4096}, {"tile_size": 48, "halo": 30}])
@@ -123,39 +56,6 @@ def test_objects_keep_their_ids_over_tiles_and_frames(movie, tmp_path, tiling):
     steps = [event.step for event in events if isinstance(event, Progress)]
     assert steps == list(range(1, steps[-1] + 1))
     assert json.loads((out / "m_tracks.html").read_text())[2] == 6
-
-
-def test_every_format_holds_the_ids_of_tracks(movie, tmp_path):
-    import h5py
-    import pyarrow.parquet
-    import zarr
-
-    formats = ("tiff", "hdf5", "ome-zarr", "geojson", "csv", "parquet", "ctc", "geff")
-    out = tmp_path / "out"
-    run(movie, out, format=formats, options={"scored": True})
-    labels = read(out / "m.tif")
-    with h5py.File(out / "m.h5") as file:
-        np.testing.assert_array_equal(file["labels"][:], labels)
-    stored = zarr.open_array(str(out / "m.ome.zarr" / "labels" / "cells" / "0"), mode="r")
-    np.testing.assert_array_equal(stored[:], labels)
-    rows = list(csv.DictReader((out / "m.csv").open()))
-    table = pyarrow.parquet.read_table(out / "m.parquet").to_pydict()
-    shown = [(frame, int(i)) for frame in range(FRAMES) for i in np.unique(labels[frame]) if i]
-    assert [(int(row["frame"]), int(row["track"])) for row in rows] == shown
-    assert list(zip(table["frame"], table["id"], strict=True)) == shown
-    assert table["track"] == table["id"]
-    for row, (frame, name) in zip(rows, shown, strict=True):
-        y, x = np.nonzero(labels[frame] == name)
-        assert int(row["area"]) == len(y)
-        assert float(row["centroid_y"]) == pytest.approx(y.mean(), abs=1e-3)
-        assert float(row["centroid_x"]) == pytest.approx(x.mean(), abs=1e-3)
-        assert float(row["score"]) == 0.75
-    features = json.loads((out / "m.geojson").read_text())["features"]
-    named = {(f["geometry"]["plane"]["t"], int(f["properties"]["name"])) for f in features}
-    assert named == set(shown)
-    masks = np.stack([read(out / "m_RES" / f"mask{frame:03d}.tif") for frame in range(FRAMES)])
-    as_true(masks, lineage_of(out / "m_tracks.csv"), truth())
-    assert (out / "m.geff").is_dir()
 
 
 def test_processes_give_the_same_files(movie, tmp_path):
@@ -277,6 +177,26 @@ def test_a_tracker_that_fails_is_tried_again_from_its_latest_state(movie, tmp_pa
     assert digest(tmp_path / "one") == digest(tmp_path / "out")
 
 
+def test_a_tracker_that_fails_in_another_process(movie, tmp_path, fakes):
+    """Only its place is left to do, and goes on from the state that some process has kept."""
+    bad = _bad(tmp_path, "")
+    run(movie, tmp_path / "one", options={"bad": bad})
+    plan = Plan.cut((1, fakes.HEIGHT, fakes.WIDTH), Tiling((1, 80, 80), (0, 24, 24)), False)
+    seen = [truth([17])[:, *plan.read_box(i).slices[1:]] for i in range(PLACES)]
+    counts = [int((one > 0).sum()) for one in seen]
+    _bad(tmp_path, str(next(n for n in counts if counts.count(n) == 1)))
+    with pytest.raises(PartialError, match=r"1 tile\(s\) of 1 image\(s\) failed.*exploded"):
+        run(movie, tmp_path / "out", workers=2, options={"bad": bad})
+    records = tmp_path / "out" / ".cellseg" / "items" / "000000"
+    assert len(list(records.glob("*.tile"))) == PLACES * FRAMES - 7
+    _bad(tmp_path, "")
+    log = tmp_path / "log"
+    with pytest.raises(ConfigError, match="began with"):
+        run(movie, tmp_path / "out", resume=True, options={"bad": bad, "log": str(log)})
+    run(movie, tmp_path / "out", resume=True, workers=2, options={"bad": bad})
+    assert digest(tmp_path / "one") == digest(tmp_path / "out")
+
+
 def _bad(folder, text):
     (folder / "bad.txt").write_text(text)
     return str(folder / "bad.txt")
@@ -307,27 +227,6 @@ def test_planes_of_volumes_are_tracked_and_linked(tmp_path, fakes):
     as_true(one[:, 1], lineage_of(tmp_path / "one" / "m_tracks.csv"), truth())
 
 
-def test_some_frames(movie, tmp_path):
-    out = tmp_path / "out"
-    run(movie, out, batch_time="6-16")
-    labels = read(out / "m.tif")
-    assert not labels[:5].any()
-    assert not labels[16:].any()
-    tracks = lineage_of(out / "m_tracks.csv").tracks
-    assert {(t.begin, t.end, bool(t.parent)) for t in tracks} == {
-        (5, 15, False), (5, 9, False), (10, 15, True)
-    }  # fmt: skip
-    with pytest.raises(ConfigError, match="no gaps between the frames"):
-        run(movie, tmp_path / "gaps", batch_time="1-3, 5-7")
-
-
-def test_objects_that_are_left_out_leave_their_tracks(movie, tmp_path):
-    run(movie, tmp_path / "out", min_area=100)
-    tracks = lineage_of(tmp_path / "out" / "m_tracks.csv").tracks
-    assert not any(t.parent for t in tracks), "the daughters are too small"
-    assert len(tracks) == 4
-
-
 def test_lost_and_found(tmp_path, fakes):
     """An object that a frame does not show has its id again after it."""
     folder = fakes.write_movie(tmp_path / "in", range(12))
@@ -346,86 +245,6 @@ def test_lost_and_found(tmp_path, fakes):
             before = names
         else:
             assert {name: names[name] for name in before} == before
-
-
-def test_an_empty_movie(tmp_path):
-    (tmp_path / "in").mkdir()
-    for frame in range(13):
-        np.save(tmp_path / "in" / f"m#{frame:02d}.npy", np.zeros((1, 1, 100, 200), np.uint8))
-    formats = ("tiff", "csv", "parquet", "geojson", "hdf5", "ome-zarr", "ctc", "geff")
-    summary, _ = run(tmp_path / "in", tmp_path / "out", format=formats)
-    assert (summary.objects, summary.tracks) == (0, 0)
-    assert not read(tmp_path / "out" / "m.tif").any()
-    assert (tmp_path / "out" / "m_tracks.csv").read_text() == "id,begin,end,parent\n"
-
-
-def test_stills_beside_movies_are_segmented(movie, tmp_path, fakes):
-    np.save(movie / "still.npy", np.load(movie / "m#003.npy"))
-    summary, events = run(movie, tmp_path / "out", batch_size=2)
-    assert summary.images == 2
-    names = set(digest(tmp_path / "out"))
-    assert names == {"m.tif", "m.csv", "m_tracks.csv", "m_tracks.html", "still.tif", "still.csv"}
-    assert read(tmp_path / "out" / "still.tif").max() == 3
-    notes = [event.text for event in events if isinstance(event, Note)]
-    assert any("over the frames of 1 movie(s)" in note for note in notes)
-
-
-def test_without_tracking_each_frame_is_numbered_by_itself(movie, tmp_path):
-    summary, _ = run(movie, tmp_path / "out", track=False)
-    assert summary.tracks is None
-    assert set(digest(tmp_path / "out")) == {"m.tif", "m.csv"}
-    labels = read(tmp_path / "out" / "m.tif")
-    assert [frame.max() for frame in labels] == [len(np.unique(f)) - 1 for f in truth()]
-    assert "track" not in (tmp_path / "out" / "m.csv").read_text().splitlines()[0]
-
-
-@pytest.mark.parametrize(
-    ("values", "match", "hint"),
-    [
-        ({"backend": "still", "track": True}, "segments each frame by itself", "cellseg track"),
-        ({"output_probs": True}, "gives no probabilities", "--no-track"),
-        ({"batch_size": 2}, "followed one by one", "--no-track"),
-        ({"prompts": "PROMPTS"}, "found and followed", "--no-track"),
-        ({"track": False, "format": ("ctc",)}, "segmented frame by frame", "cellseg track"),
-    ],
-)
-def test_settings_that_do_not_go_together(movie, tmp_path, values, match, hint):
-    if "prompts" in values:
-        values = {"prompts": tmp_path / "p.csv"}
-        values["prompts"].write_text("image,frame,object,y,x\nm,0,1,10,10\n")
-    with pytest.raises(ConfigError, match=match) as caught:
-        run(movie, tmp_path / "out", **values)
-    assert hint in (caught.value.hint or "")
-    assert not (tmp_path / "out").exists()
-
-
-def test_tracking_stills_is_an_error(tmp_path, movie):
-    (tmp_path / "in").mkdir()
-    np.save(tmp_path / "in" / "a.npy", np.load(movie / "m#000.npy"))
-    with pytest.raises(ConfigError, match="none of the images is a movie"):
-        run(tmp_path / "in", tmp_path / "out", track=True)
-    with pytest.raises(ConfigError, match="a is no movie"):
-        run(tmp_path / "in", tmp_path / "out", format=("tiff", "geff"))
-
-
-def test_what_is_there_is_not_overwritten(movie, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "m_tracks.csv").write_text("mine")
-    with pytest.raises(UsageError, match=r"m_tracks.csv exists already"):
-        run(movie, tmp_path / "out")
-    run(movie, tmp_path / "out", overwrite=True)
-    summary, _ = run(movie, tmp_path / "out", resume=True)
-    assert (summary.tracks, summary.divisions) == (6, 1)
-    (tmp_path / "out" / "m_tracks.html").unlink()
-    with pytest.raises(UsageError, match=r"m_tracks.html was written, but is gone"):
-        run(movie, tmp_path / "out", resume=True)
-
-
-def test_a_dry_run_says_that_it_tracks(movie, tmp_path):
-    summary, _ = run(movie, tmp_path / "out", dry_run=True)
-    assert "tracked" in summary.lines()[0]
-    assert summary.to_dict()["planned"][0]["tracked"]
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ too."""
 
 from __future__ import annotations
 
+import csv
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,11 @@ from engine_fakes import LabelOptions, cellseg_datasets, load_label
 
 import cellseg as cs
 from cellseg.data import Tracked
+from cellseg.options import parse
 from cellseg.specs import TrackerMaker
+from cellseg.tracks import Lineage, Track
+from cellseg.workflows.predict import predict
+from cellseg.workflows.predict_settings import PredictSettings
 
 __all__ = ["cellseg_datasets"]
 HEIGHT, WIDTH = 130, 150
@@ -190,3 +196,63 @@ def write_movie(folder: Path, frames: Sequence[int], planes: int = 1, name: str 
         image = (frame_of(frame) > 0).astype(np.uint8) * 200
         np.save(folder / f"{name}#{number:03d}.npy", np.stack([image] * planes)[None])
     return folder
+
+
+FRAMES = 24
+PLACES = 4
+"""Tiles of a frame of the movie."""
+
+
+def drawn(path, name, images, labels, lineage, spacing, minutes_per_frame=None):
+    shown = [int(frame[:, :, :].max()) for frame in labels]
+    assert len(images) == len(shown)
+    path.write_text(json.dumps([name, shown, len(lineage.tracks)]))
+
+
+def run(images, out, interrupted=lambda: False, options=None, **values):
+    given = {"backend": "follow", "reader": "npy", "output": out, **values}
+    events = []
+    summary = predict(
+        plugins(),
+        images,
+        parse(PredictSettings, given),
+        options=options or {},
+        reader_options={},
+        emit=events.append,
+        interrupted=interrupted,
+    )
+    return summary, events
+
+
+def after(times):
+    """What tells a prediction to stop after it was asked as often as this."""
+    asked = iter(range(10**6))
+    return lambda: next(asked) >= times
+
+
+def lineage_of(table: Path) -> Lineage:
+    with table.open() as file:
+        return Lineage.of(
+            Track(*(int(row[name]) for name in ("id", "begin", "end", "parent")))
+            for row in csv.DictReader(file)
+        )
+
+
+def truth(frames=range(FRAMES)):
+    return np.stack([frame_of(frame) for frame in frames])
+
+
+def true_tracks(names=None):
+    return {
+        (names or {}).get(c[0], c[0]): (c[1], c[2], (names or {}).get(c[3], c[3])) for c in CELLS
+    }
+
+
+def as_true(labels, lineage, true):
+    """Check that ids and tracks are the true ones but for their names."""
+    assert ((labels > 0) == (true > 0)).all()
+    pairs = np.unique(np.stack([true[true > 0], labels[true > 0]]), axis=1)
+    names = dict(pairs.T.tolist())
+    assert len(names) == pairs.shape[1] == len(set(names.values())), pairs
+    found = {t.id: (t.begin, t.end, t.parent) for t in lineage.tracks}
+    assert found == true_tracks(names)

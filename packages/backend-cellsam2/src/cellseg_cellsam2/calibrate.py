@@ -12,7 +12,7 @@ from cellseg import Emit
 from cellseg.classes import UNKNOWN
 from cellseg.data import Dataset, Image, Tiling
 from cellseg.engine.plan import Plan
-from cellseg.errors import DataError
+from cellseg.errors import ConfigError, DataError
 from cellseg.events import Note
 from cellseg.metrics import overlaps, score, tally
 from cellseg.objects import ObjectIndex, as_ids
@@ -103,10 +103,15 @@ def calibrate(job: CalibrateJob[CellSam2PredictOptions], emit: Emit) -> Mapping[
         emit: told the scores before and after.
 
     Raises:
-        ConfigError: there is no model.
+        ConfigError: there is no model; or an option of tracks is given.
         DataError: images have no labels, or too many channels.
         WeightsError, DeviceError: as for prediction.
     """
+    if idle := job.options.of_tracks:
+        raise ConfigError(
+            f"{' and '.join(idle)}: nothing to do with calibration, which looks at single frames.",
+            hint="Leave it out here, and give it to cellseg predict.",
+        )
     encoder, _ = opened(job.options, job.device, job.model)
     choice = find_thresholds(encoder, job.samples, job.tiling, job.options, job.given)
     emit(Note(str(choice)))

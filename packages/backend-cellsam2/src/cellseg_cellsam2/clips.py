@@ -235,4 +235,5 @@ def _large(sample: Sample, least: int) -> ObjectIndex:
 
 def _cumulated(weights: Any) -> NDArray[np.float64]:
     values = np.fromiter(weights, np.float64)
-    return np.cumsum(values) / max(values.sum(), 1e-300)
+    shares: NDArray[np.float64] = np.cumsum(values) / max(values.sum(), 1e-300)
+    return shares

@@ -46,7 +46,9 @@ def mask_losses(
 
     The focal loss (Lin et al., arXiv:1708.02002; alpha .25, gamma 2), the mean over pixels; one
     minus the Dice coefficient, with 1 added to numerator and denominator (Milletari et al.,
-    arXiv:1606.04797); and the absolute error of the IoU.
+    arXiv:1606.04797); and the absolute error of the IoU. That of an empty mask does not count: a
+    network that begins with nothing but such would be told that no mask is ever good, and takes
+    long to forget it.
 
     Args:
         logits: ``(m, 4g, 4g)``.
@@ -64,7 +66,8 @@ def mask_losses(
     likely = full.sigmoid() * counted
     both = 2 * (likely * truth).sum((1, 2))
     dice = 1 - (both + 1) / (likely.sum((1, 2)) + truth.sum((1, 2)) + 1)
-    iou = (estimated - true_iou(full.detach() > 0, objects, known)).abs()
+    found = full.detach() > 0
+    iou = (estimated - true_iou(found, objects, known)).abs() * found.flatten(1).any(1)
     return mask, dice, iou
 
 

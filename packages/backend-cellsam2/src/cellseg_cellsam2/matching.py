@@ -14,7 +14,6 @@ def soft_iou(probabilities: Tensor, truth: Tensor) -> Tensor:
     return both / either.clamp(min=1e-6)
 
 
-@torch.no_grad()
 def swapped(masks: Tensor, daughters: Tensor) -> Tensor:
     """Whether the other order of two masks fits two daughters better, by the sum of soft IoU.
 
@@ -25,6 +24,7 @@ def swapped(masks: Tensor, daughters: Tensor) -> Tensor:
     Returns:
         ``(o,)`` bool.
     """
-    straight = soft_iou(masks, daughters).sum(1)
-    crossed = soft_iou(masks.flip(1), daughters).sum(1)
-    return crossed > straight
+    with torch.no_grad():
+        straight = soft_iou(masks, daughters).sum(1)
+        crossed = soft_iou(masks.flip(1), daughters).sum(1)
+        return crossed > straight

@@ -280,11 +280,10 @@ class CellSam2(nn.Module):
         size = (sam.image_size, sam.image_size)
         masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
         masks = torch.sigmoid(masks) * sam.sigmoid_scale_for_mem_enc + sam.sigmoid_bias_for_mem_enc
-        features = sam.memory_encoder(encoded.embedding[image], masks, skip_mask_sigmoid=True)
-        absent = (~present)[:, None].to(encoded.embedding.dtype)
-        features = (
-            features["vision_features"] + (absent * sam.no_obj_embed_spatial)[..., None, None]
-        )
+        seen = sam.memory_encoder(encoded.embedding[image], masks, skip_mask_sigmoid=True)
+        features = seen["vision_features"]
+        nothing = sam.no_obj_embed_spatial.to(features.dtype)[..., None, None]
+        features = torch.where(present[:, None, None, None], features, features + nothing)
         pointers = sam.obj_ptr_proj(tokens)
         return features, torch.where(present[:, None], pointers, sam.no_obj_ptr.to(pointers.dtype))
 

@@ -44,7 +44,7 @@ def item_of(clip: Clip, side: int, least: int, index: int) -> Item:
     Returns:
         ``image (t, c, side, side)`` float32; ``labels (t, side, side)`` int32: 1 to k for objects,
         0 for background, -1 where not known; ``present (k, t)`` bool: whether an object is visible;
-        ``divides (k,)`` int64: the frame in which two or more daughters of it begin, -1 for never;
+        ``divides (k,)`` int64: the frame in which daughters of it begin, -1 for never;
         ``daughters (k, 2)`` int64: the two largest of those that are visible in that frame,
         counted from 0, -1 for none; ``heat`` and ``heat_weight (t, side/4, side/4)`` float32; and
         ``index ()`` int64.
@@ -214,20 +214,20 @@ def _divisions(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Of each object, when it divides within the clip, and into whom.
 
-    The daughters of one mother that begin one frame after she ends count, if they are two or more;
-    so neither single daughters nor those after a gap are a division.
+    The daughters of one mother that begin one frame after she ends count, but none that come after
+    a gap. A single one is the same object under another id.
     """
     divides = np.full(len(ids), -1, np.int64)
     daughters = np.full((len(ids), 2), -1, np.int64)
     place = {int(one): number for number, one in enumerate(ids)}
     tracks = lineage.by_id
-    for mother, begun in lineage.divisions.items():
+    for mother, begun in lineage.daughters.items():
         if mother not in place or mother not in tracks:
             continue
         frame = tracks[mother].end + 1
         at = frame - first
         begun = tuple(one for one in begun if tracks[one].begin == frame)
-        if len(begun) < 2 or not 0 < at < visible.shape[1]:
+        if not begun or not 0 < at < visible.shape[1]:
             continue
         seen = [place[one] for one in begun if one in place and visible[place[one], at]]
         seen.sort(key=lambda number: -areas[number, at])

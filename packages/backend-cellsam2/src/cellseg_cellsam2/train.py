@@ -9,7 +9,7 @@ from cellseg.errors import ConfigError
 from cellseg.events import Note
 from cellseg.files import remove_leftovers
 from cellseg.specs import BaseWeights
-from cellseg.torch.devices import threads
+from cellseg.torch.devices import resolve_device, threads
 from cellseg.torch.loaders import Loaders
 from cellseg.torch.sam2.sizes import RANDOM
 from cellseg.torch.training import fit
@@ -17,10 +17,12 @@ from cellseg.torch.weights import seeded
 from cellseg_cellsam2.augmenting import ClipAugmentation
 from cellseg_cellsam2.checks import check_images
 from cellseg_cellsam2.clips import ClipGrid, ClipSampler, longest_side
+from cellseg_cellsam2.encoding import Encoder
 from cellseg_cellsam2.learner import CellSam2Learner
 from cellseg_cellsam2.lora import add_lora, learning
 from cellseg_cellsam2.model import CellSam2
 from cellseg_cellsam2.options import CellSam2Options
+from cellseg_cellsam2.predict_options import CellSam2PredictOptions
 from cellseg_cellsam2.stored import save
 from cellseg_cellsam2.targets import TrainingClips, ValidationClips, collated
 from cellseg_cellsam2.weights import make_model
@@ -59,7 +61,9 @@ class _Training:
         calibrated: dict[str, object] = {}
         if loaders is not None:
             fit(learner, loaders, job, self.emit)
-            model.to("cpu").eval()
+            if job.val and options.calibrate:
+                calibrated = self._calibrate(learner, side)
+        model.to("cpu").eval()
         save(
             model,
             job.model,
@@ -100,6 +104,17 @@ class _Training:
             with seeded(job.seed):
                 add_lora(model, options.lora_rank, options.lora_alpha, options.lora_dropout)
         return model, bases
+
+    def _calibrate(self, learner: CellSam2Learner, side: int) -> dict[str, object]:
+        from cellseg_cellsam2.calibrate import find_thresholds
+
+        options = CellSam2PredictOptions()
+        learner.eval().to(resolve_device(self.job.device))
+        learner.model.to(resolve_device(self.job.device))
+        encoder = Encoder.of(learner.model, self.options.resolution / side, options)
+        choice = find_thresholds(encoder, self.job.val, _tiling(side), options)
+        self.emit(Note(str(choice)))
+        return dict(choice.found)
 
     def _loaders(self, side: int) -> Loaders:
         job, options = self.job, self.options

@@ -8,6 +8,7 @@ import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from cellseg.torch.frames import Frame
+from cellseg.torch.regions import boxes_of, random_pixels
 
 _AROUND = 3
 """Pixels about the box of an object within which a click lands that corrects nothing."""
@@ -76,19 +77,6 @@ def first_boxes(objects: Tensor, distortion: float, generator: torch.Generator) 
     return Prompts(boxes=boxes.clamp(min=0).minimum(ends))
 
 
-def boxes_of(objects: Tensor) -> Tensor:
-    """``(p, 4)`` float32: x and y where the box of each mask begins, and where it ends."""
-    _, height, width = objects.shape
-    columns, rows = objects.any(1).int(), objects.any(2).int()
-    edges = (
-        columns.argmax(1),
-        rows.argmax(1),
-        width - columns.flip(1).argmax(1),
-        height - rows.flip(1).argmax(1),
-    )
-    return torch.stack(edges, dim=1).float()
-
-
 def clicks(
     objects: Tensor, found: Tensor, known: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -134,15 +122,7 @@ def _around(objects: Tensor) -> Tensor:
 
 
 def _draw(regions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random pixel of each region, each as likely.
-
-    Returns:
-        ``(p, 2)`` int64, x and y; and ``(p,)`` bool, whether there was a pixel to draw.
-    """
-    counts = regions.flatten(1).cumsum(1, dtype=torch.int32)
-    totals = counts[:, -1]
-    chances = torch.rand(len(regions), generator=generator, dtype=torch.float64).to(totals.device)
-    wanted = (chances * totals).int() + 1
-    place = torch.searchsorted(counts, wanted[:, None])[:, 0].clamp(max=counts.shape[1] - 1)
-    width = regions.shape[2]
-    return torch.stack([place % width, place // width], dim=1), totals > 0
+    """A random pixel of each region, each as likely: see ``random_pixels``."""
+    return random_pixels(
+        regions, torch.rand(len(regions), generator=generator, dtype=torch.float64)
+    )

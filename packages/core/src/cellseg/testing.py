@@ -194,8 +194,10 @@ class BackendTests(TrackerTests):
         if trainer.examples:
             pytest.skip(f"{self.backend} gets only images in which examples lie")
         job = self._job(trainer, tmp_path, 1)
-        empty = blobs(9, self.shape, 0)
-        trainer.train(replace(job, train=[*job.train, empty], val=[empty]), lambda event: None)
+        empty = [blobs(9, self.shape, 0)]
+        if "tracking" in trainer.tasks:
+            empty = moving_blobs(9, self.shape, 4, 0)
+        trainer.train(replace(job, train=[*job.train, *empty], val=empty), lambda event: None)
         assert any(job.model.iterdir())
 
     # Prediction

@@ -50,7 +50,7 @@ def evaluate(arguments: Arguments) -> Command:
         ] = None,
         config: ConfigFile = None,
     ) -> None:
-        """Score predicted labels, or with --ctc their tracks, against the truth."""
+        """Score predicted labels against the truth."""
         from cellseg.report import views_of, write_evaluation_report
         from cellseg.workflows.evaluate import evaluate
 

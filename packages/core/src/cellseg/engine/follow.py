@@ -73,6 +73,7 @@ class Follower:
         step = item.steps.index(frame)
         now, self._now = self._now, None  # a tracker that fails is not asked again
         if now is None or (now.item, now.place, now.step) != (index, place, step):
+            now = None  # its memory is free before the next one takes some
             now = _Following(index, place, step, self._started(index, place, step))
         try:
             found = now.tracker.step(tile)
@@ -92,6 +93,7 @@ class Follower:
         done = item.steps.index(frame) + 1
         path = state_path(self._work, index, place)
         if done == len(item.steps):
+            self._now = None
             path.unlink(missing_ok=True)
         elif done % EVERY == 0 and self._now is not None:
             _save(path, done, self._state(self._now.tracker))

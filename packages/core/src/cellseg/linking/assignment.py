@@ -19,7 +19,6 @@ _STILL = 0.5  # part of the objects that must be sure, for overlap to mean anyth
 _GAP = 0.3  # what a missing frame costs, in largest distances
 _GOES_ON = 0.4  # part of the last step that is expected again
 _FOUND_AGAIN = 0.4  # cost below which a lost object beats a division, in largest ones
-_ALONE = 0.5  # cost of an object without a partner, in largest ones of a pair
 _INSIDE = 0.5  # part of a daughter that lies where the mother was, and more
 _SHRUNK = 0.9  # size of a daughter that is too large for one, in mothers
 _TOGETHER = 1.15  # expected size of both daughters, in mothers
@@ -31,7 +30,7 @@ class AssignmentLinker:
     """Links by distance and size.
 
     1. Objects that overlap one of the frame before by an IoU above 0.5 are that object, where most
-       objects do: cells that move by their own size may lie where another one was.
+       objects do; not where cells move so far that they may lie where another one was.
     2. Two objects that lie where one was, and fit as its daughters, come from its division, unless
        a track that was lost is found again in one of them: then they touched, and part again.
     3. All other objects are assigned to all other tracks, those included that were seen last some
@@ -66,8 +65,9 @@ class AssignmentLinker:
             return step
         typical = float(np.median(np.concatenate([open.diameter, frame.diameter])))
         reach = self._max_distance or typical
-        sure = shared.iou > _SURE
-        if sure.sum() > _STILL * min(len(frame), np.count_nonzero(open.place >= 0)):
+        moved = frame.position[shared.place] - open.position[shared.row]
+        sure = (shared.iou > _SURE) & (np.linalg.norm(moved, axis=1) < reach)
+        if sure.sum() > _STILL * min(len(frame), int((open.place >= 0).sum())):
             step.goes_on[shared.place[sure]] = shared.row[sure]
         if self._divisions:
             _divide_in_place(open, frame, shared, step, reach)
@@ -112,7 +112,7 @@ def _found_again(open: Open, frame: Frame, places: Rows, reach: float) -> NDArra
 
 
 def _assign(open: Open, frame: Frame, step: Step, reach: float) -> None:
-    rows = np.setdiff1d(np.arange(len(open)), [*step.goes_on, *step.mother])
+    rows = np.setdiff1d(np.arange(len(open)), np.concatenate([step.goes_on, step.mother]))
     places = np.flatnonzero((step.goes_on < 0) & (step.mother < 0))
     a, b = assigned(*_points(open, frame, rows, places, reach), reach)
     step.goes_on[places[b]] = rows[a]
@@ -165,13 +165,14 @@ def assigned(left: Points, right: Points, reach: float) -> tuple[Rows, Rows]:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     from laptrack import LapTrack
 
+    alone = reach**2 / 2  # so that a pair is worth it up to the reach, and no further
     tracker = LapTrack(
         metric="sqeuclidean",
         cutoff=reach**2,
         gap_closing_cutoff=False,
         splitting_cutoff=False,
-        track_start_cost=_ALONE * reach**2,
-        track_end_cost=_ALONE * reach**2,
+        track_start_cost=alone,
+        track_end_cost=alone,
     )
     # To each pair laptrack adds the least cost of all; a pair without a distance makes that 0.
     far = np.maximum(left.max(0), right.max(0)) + 2 * reach

@@ -167,19 +167,7 @@ def score_tracks(
     true = Detections.of([table.truth_ids for table in tables])
     found = Detections.of([table.prediction_ids for table in tables])
     scores = dict(_counts(true, found, prediction, truth))
-    mothers, daughters, broken = true.parent_links(truth)
-    unknown = np.setdiff1d(true.tracks, np.array([t.id for t in truth.tracks], np.uint64))
-    if unknown.size:
-        raise DataError(
-            f"The label {unknown[0]} is in the true masks, but not in the table of true tracks.",
-            hint="Check the truth with cellseg check-data.",
-        )
-    if broken:
-        raise DataError(
-            f"The true track {broken[0].id} has the parent {broken[0].parent}, but the masks do "
-            "not show the parent in its last frame and the daughter in its first.",
-            hint="Check the truth with cellseg check-data.",
-        )
+    true_parents = _parents_in_truth(true, truth)
     present = [table.prediction_ids.tolist() for table in tables]
     problems = [fault.message for fault in faults(prediction, present) if fault.breaks]
     if not prediction.tracks:
@@ -188,7 +176,7 @@ def score_tracks(
         nothing = dict.fromkeys(_NAMES, math.nan)
         return TrackScores(scores=scores | nothing, problems=tuple(problems))
     detected = Detected.of(tables, true, found)
-    operations = _operations(true, found, detected, prediction, (mothers, daughters))
+    operations = _operations(true, found, detected, prediction, true_parents)
     scores |= {**operations.scores(), "SEG": _seg(segmentation)}
     scores["CT"] = complete_tracks(true, found, detected, prediction, truth)
     scores["TF"] = track_fractions(true, found, detected, truth)
@@ -217,6 +205,26 @@ def _counts(true: Detections, found: Detections, prediction: Lineage, truth: Lin
         "divisions_true": len(truth.divisions),
         "divisions_pred": len(prediction.divisions),
     }
+
+
+def _parents_in_truth(true: Detections, truth: Lineage) -> tuple[Index, Index]:
+    """The edges from mothers to daughters in the truth; an error where its graph has no meaning."""
+    wrong = [fault.message for fault in faults(truth) if fault.code == "track-span"]
+    unknown = np.setdiff1d(true.tracks, np.array([t.id for t in truth.tracks], np.uint64))
+    if unknown.size:
+        wrong.append(f"The label {unknown[0]} is in the masks, but not in the table of tracks.")
+    mothers, daughters, broken = true.parent_links(truth)
+    if broken:
+        wrong.append(
+            f"Track {broken[0].id} has the parent {broken[0].parent}, but the masks do not show "
+            "the parent in its last frame and the daughter in its first."
+        )
+    if wrong:
+        raise DataError(
+            f"The truth contradicts itself. {' '.join(wrong)}",
+            hint="Check the truth with cellseg check-data.",
+        )
+    return mothers, daughters
 
 
 def _operations(

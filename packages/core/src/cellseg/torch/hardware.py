@@ -14,11 +14,11 @@ import torch  # noqa: TID253
 from cellseg.errors import ConfigError, DeviceError
 from cellseg.specs import TrainJob
 from cellseg.torch.devices import resolve_device
-from cellseg.torch.options import TorchOptions
+from cellseg.torch.options import FitOptions
 from cellseg.torch.ranks import Ranks
 
 
-def check_hardware(options: TorchOptions, device: torch.device) -> None:
+def check_hardware(options: FitOptions, device: torch.device) -> None:
     """Refuse what this computer, or what is installed on it, cannot do.
 
     Raises:
@@ -68,7 +68,7 @@ def make_fabric(rank: int, port: int, job: TrainJob[Any]) -> Any:
     """A launched Fabric for process ``rank``."""
     from lightning.fabric import Fabric
 
-    options: TorchOptions = job.options
+    options: FitOptions = job.options
     device = resolve_device(job.device)
     strategy: Any = options.strategy
     if strategy == "auto" and options.devices > 1:
@@ -92,7 +92,7 @@ def make_fabric(rank: int, port: int, job: TrainJob[Any]) -> Any:
     return fabric
 
 
-def _logger(options: TorchOptions, job: TrainJob[Any]) -> Any:
+def _logger(options: FitOptions, job: TrainJob[Any]) -> Any:
     if options.logger == "tensorboard":
         from lightning.fabric.loggers import TensorBoardLogger
 

@@ -211,6 +211,11 @@ def _pairs(
             raise DataError(f"{where}: movies have no partner; {'; '.join(parts)}.", hint=hint)
         pairs = [(ours[movie.name], movie) for movie in true]
     for one, other in pairs:
+        if one.path.resolve() == other.path.resolve():
+            raise DataError(
+                f"{one.path} is the prediction and the truth.",
+                hint="A prediction is NN_RES, or labels with a table NAME_tracks.csv beside them.",
+            )
         if len(one.frames) != len(other.frames):
             raise DataError(
                 f"{one.path} has {len(one.frames)} frames, {other.path} has {len(other.frames)}.",

@@ -45,7 +45,7 @@ def build(name: str, side: int | None = None) -> nn.Module:
     least = 2 * SIDES if name in RANDOM else SIDES
     if side < least or side % SIDES:
         raise ConfigError(
-            f"{name} takes squares whose side is a multiple of {SIDES}, and at least {least} pixels,"
+            f"{name} takes squares whose side is a multiple of {SIDES}, at least {least} pixels,"
             f" not {side}."
         )
     if find_spec("sam2") is None:

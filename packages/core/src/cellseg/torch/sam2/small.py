@@ -27,8 +27,7 @@ from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer  # no
 from sam2.modeling.sam2_base import SAM2Base  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-
-_NEAR = 1.5
+_NEAR = 3.0
 """What queries and keys have in common at first."""
 _FAINT = 0.01
 """Variance over an image that counts as noise, and is not raised to one."""
@@ -189,8 +188,18 @@ def build_small(widths: Widths, side: int) -> nn.Module:
         depth=2, embedding_dim=width, num_heads=4, mlp_dim=4 * width
     )
     nn.init.constant_(decoder.pred_obj_score_head.layers[-1].bias, 2.0)
-    for each in model.memory_attention.layers:  # the rotation of equal vectors tells distances
-        for part in (each.self_attn, each.cross_attn_image):
-            nn.init.constant_(part.q_proj.bias, _NEAR)
-            nn.init.constant_(part.k_proj.bias, _NEAR)
+    _look_near(model.memory_attention, model.memory_encoder)
     return model
+
+
+def _look_near(attention: MemoryAttention, encoder: MemoryEncoder) -> None:
+    """Let memories of masks say something, and at their own place: the rotation of vectors that are
+    equal tells how far apart they are."""
+    encoder.mask_downsampler.encoder[-1].weight.data.mul_(4)
+    for layer in attention.layers:
+        cross = layer.cross_attn_image
+        nn.init.constant_(cross.q_proj.bias, _NEAR)
+        nn.init.constant_(cross.k_proj.bias, _NEAR)
+        for linear in (cross.v_proj, cross.out_proj):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
