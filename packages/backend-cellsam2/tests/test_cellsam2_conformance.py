@@ -20,7 +20,10 @@ TINY: dict[str, Any] = {
     "clips_per_epoch": 8,
     "val_clips": 1,
     "batch_size": 2,
-    "max_num_bkgd_objects": 2,
+    "max_num_objects": 4,
+    "max_num_bkgd_objects": 1,
+    "validate_every": 24,
+    "save_top_k": 0,
     "warmup_steps": 5,
     "decay_epochs": 0,
     "threads": 1,
@@ -70,7 +73,12 @@ class TestLora(BackendTests):
     """Updates that are merged into the weights; on random ones they find nothing."""
 
     backend = "cellsam2"
-    train_options: ClassVar[dict[str, Any]] = {**TINY, "lora_rank": 4}
+    train_options: ClassVar[dict[str, Any]] = {
+        **TINY,
+        "lora_rank": 4,
+        "correction_points": 1,
+        "clips_per_epoch": 2,
+    }
     test_finds_bright_discs = None
     test_results_are_labels = None
     test_probabilities_come_when_asked_for = None

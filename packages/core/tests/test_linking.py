@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from cellseg.errors import ConfigError, DataError
+from cellseg.errors import ConfigError, DataError, PluginError
 from cellseg.linking.assignment import assigned
 from cellseg.linking.labels import LinkedLabels
 from cellseg.linking.link import link
@@ -263,6 +264,14 @@ def test_labels_below_zero_are_refused() -> None:
 def test_options_that_would_be_ignored_by_the_linker_are_refused(options, wrong) -> None:
     with pytest.raises(ConfigError, match=wrong):
         parse(LinkSettings, options)
+
+
+def test_without_laptrack_the_error_says_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "laptrack", None)
+    with pytest.raises(PluginError, match="laptrack is not installed") as error:
+        linked([frame()])
+    assert "cellseg-core[track]" in (error.value.hint or "")
+    assert not linked([frame()], method="overlap").lineage.tracks
 
 
 def test_linked_labels_read_blocks() -> None:
