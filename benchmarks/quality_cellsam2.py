@@ -31,6 +31,7 @@ from cellseg.workflows.predict import predict
 from cellseg.workflows.predict_settings import PredictSettings
 from cellseg.workflows.track import track
 from cellseg.workflows.track_settings import TrackSettings
+from cellseg_cellsam2.presets import PRESETS
 from quality_dsb2018 import classical, fit
 
 MINUTES = 10.0
@@ -41,21 +42,9 @@ PARTS = {"train": (12, 16), "val": (2, 12), "test": (4, 24)}
 """Movies and frames."""
 SMALLEST = 40
 EPOCHS = 1000
-CHOSEN: dict[str, object] = {
-    "model_type": "nano",
-    "resolution": 128,
-    "use_lora": False,
-    "base_lr": 1e-3,
-    "vision_lr": 1e-3,
-    "head_lr": 1e-3,
-    "layer_decay": 1.0,
-    "weight_decay": 1e-2,
-    "clip": 1.0,
-    "average": 0.99,
-    "threads": 1,
-}
-FRAMES: dict[str, object] = {"num_frames": 1, "batch_size": 4}
-CLIPS: dict[str, object] = {"num_frames": 3, "batch_size": 2}
+CHOSEN: dict[str, object] = {**PRESETS["scratch"], "early_stopping": 0}
+FRAMES: dict[str, object] = {"num_frames": 1, "decay_epochs": 16, "calibrate": False}
+CLIPS: dict[str, object] = {"num_frames": 3, "decay_epochs": 8}
 COLUMNS = ("SEG", "DET", "TRA", "LNK", "division_f1(0)", "CT")
 
 

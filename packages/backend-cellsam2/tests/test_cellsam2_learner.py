@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from cellseg.tracks import Lineage, Track  # noqa: E402
 from cellseg_cellsam2.clips import Clip  # noqa: E402
-from cellseg_cellsam2.learner import CellSam2Learner, rates  # noqa: E402
+from cellseg_cellsam2.learner import CellSam2Learner  # noqa: E402
 from cellseg_cellsam2.lora import add_lora, learning  # noqa: E402
 from cellseg_cellsam2.losses import TERMS  # noqa: E402
 from cellseg_cellsam2.model import CellSam2  # noqa: E402
@@ -332,24 +332,6 @@ def test_every_parameter_gets_a_finite_gradient() -> None:
     flat = {name for name, each in found.items() if not each.any()}
     assert not {name for name in flat if "heat" in name or "division" in name}
     assert len(flat) < 0.05 * len(found), flat
-
-
-def test_rates_are_those_of_the_options() -> None:
-    model = nano()
-    learnt = learning(model, use_lora=False, freeze_encoder=False)
-    chosen = options(base_lr=1e-4, vision_lr=1e-5, head_lr=1e-3, layer_decay=0.5)
-    found = rates(model, learnt, chosen)
-    assert found[0].option == "base_lr" and found[0].peak == 1e-4
-    of = {name: (rate.option, rate.peak) for rate in found for name in rate.names}
-    own = CellSam2Learner(model, learnt, chosen, 0)
-    assert set(of) == {name for name, _ in own.named_parameters()}
-    blocks = len(model.sam.image_encoder.trunk.blocks)
-    trunk = "learnt.sam/image_encoder/trunk/"
-    assert of[f"{trunk}blocks/{blocks - 1}/norm1/weight"] == ("vision_lr", 1e-5)
-    assert of[f"{trunk}blocks/{blocks - 2}/norm1/weight"] == ("vision_lr", 5e-6)
-    assert of[f"{trunk}patch_embed/proj/weight"] == ("vision_lr", 1e-5 * 0.5**blocks)
-    assert of["learnt.division_token/weight"] == ("head_lr", 1e-3)
-    assert of["learnt.sam/memory_attention/norm/weight"] == ("base_lr", 1e-4)
 
 
 def test_with_lora_little_learns_and_is_kept() -> None:

@@ -50,6 +50,10 @@ def test_the_defaults_are_those_of_cellsam2() -> None:
         ({"augment_slices": "each"}, "--augment-slices"),
         ({"swap_depth_probability": 0.5}, "--swap-depth-probability"),
         (dict.fromkeys(WEIGHTS, 0), "nothing would be learned"),
+        (
+            {**dict.fromkeys(WEIGHTS, 0), "division_weight": 1, "num_frames": 1},
+            "nothing would be learned",
+        ),
         ({"resolution": 100}, "--resolution"),
     ],
 )

@@ -21,6 +21,8 @@ from cellseg.normalise import Normaliser, normalised  # noqa: E402
 from cellseg.specs import Trained, TrainJob  # noqa: E402
 from cellseg.synthetic_movies import make_movie  # noqa: E402
 from cellseg.testing import blobs  # noqa: E402
+from cellseg_cellsam2.learner import CellSam2Learner, rates  # noqa: E402
+from cellseg_cellsam2.lora import learning  # noqa: E402
 from cellseg_cellsam2.losses import TERMS  # noqa: E402
 from cellseg_cellsam2.options import CellSam2Options  # noqa: E402
 from cellseg_cellsam2.predict_options import CellSam2PredictOptions  # noqa: E402
@@ -153,6 +155,8 @@ def test_a_training_that_was_killed_ends_like_one_that_was_not(
     use_lora: bool, movies: Any, tmp_path: Path
 ) -> None:
     common = {"use_lora": use_lora, "epochs": 2, "calibrate": False}
+    if use_lora:
+        common["val"] = []
     whole = make_job(tmp_path / "whole", movies, **common)
     run(whole)
     asked = iter([False, True])
@@ -241,3 +245,23 @@ def test_notes_about_what_will_not_be_learned(movies: Any, tmp_path: Path) -> No
     torn = [one for one in movies[0] if one.frame != 1]
     _, events = run(make_job(tmp_path / "torn", (torn, [])))
     assert "for want of 2 frames" in notes(events) and "movie1/t000" in notes(events)
+
+
+def test_rates_are_those_of_the_options() -> None:
+    model, _ = make_model("nano", 64, 0, None, lambda event: None)
+    learnt = learning(model, use_lora=False, freeze_encoder=False)
+    chosen = CellSam2Options(
+        use_lora=False, base_lr=1e-4, vision_lr=1e-5, head_lr=1e-3, layer_decay=0.5
+    )
+    found = rates(model, learnt, chosen)
+    assert found[0].option == "base_lr" and found[0].peak == 1e-4
+    of = {name: (rate.option, rate.peak) for rate in found for name in rate.names}
+    own = CellSam2Learner(model, learnt, chosen, 0)
+    assert set(of) == {name for name, _ in own.named_parameters()}
+    blocks = len(model.sam.image_encoder.trunk.blocks)
+    trunk = "learnt.sam/image_encoder/trunk/"
+    assert of[f"{trunk}blocks/{blocks - 1}/norm1/weight"] == ("vision_lr", 1e-5)
+    assert of[f"{trunk}blocks/{blocks - 2}/norm1/weight"] == ("vision_lr", 5e-6)
+    assert of[f"{trunk}patch_embed/proj/weight"] == ("vision_lr", 1e-5 * 0.5**blocks)
+    assert of["learnt.division_token/weight"] == ("head_lr", 1e-3)
+    assert of["learnt.sam/memory_attention/norm/weight"] == ("base_lr", 1e-4)

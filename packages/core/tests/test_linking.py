@@ -128,6 +128,24 @@ def test_a_division_has_two_daughters_in_place_of_the_mother() -> None:
     assert [(t.begin, t.end, t.parent) for t in alone.tracks] == [(0, 4, 0), (2, 4, 0)]
 
 
+def test_a_daughter_that_was_soon_gone_stays_out_when_her_mother_goes_on_as_another() -> None:
+    """Track 1 loses a daughter at once, so the other one is she, whose third daughter is gone."""
+
+    def boxes(*along):
+        labels = np.zeros((1, 30, 60), np.uint32)
+        for number, (start, stop) in enumerate(along, 1):
+            labels[0, :, start:stop] = number
+        return labels
+
+    two = ((0, 14), (14, 28))
+    frames = [boxes((0, 60)), boxes((0, 40), (42, 60)), boxes(*two, (28, 40))]
+    links = linked([*frames, *[boxes(*two)] * 4], method="overlap")
+    assert links.lineage.tracks == (
+        *(Track(1, 0, 1), Track(2, 1, 1), Track(3, 2, 6, 1), Track(4, 2, 6, 1)),
+        Track(5, 2, 2),
+    )
+
+
 def test_a_division_is_found_where_the_cells_have_moved_away() -> None:
     frames = [
         frame((40, 30, 10)),

@@ -116,6 +116,16 @@ def test_more_tracks_than_uint16_holds_are_an_error() -> None:
     assert len(strict_tracks(ids, Lineage.of(tracks)).lineage.tracks) == 70_000
 
 
+def test_tracks_of_large_ids_are_cut_where_they_divide():
+    large = 2**31 + 5
+    ids = [np.array([large]), *[np.array([7, large])] * 2]
+    strict = strict_tracks(ids, Lineage.of([Track(large, 0, 2), Track(7, 1, 2, large)]))
+    assert strict.lineage.tracks == (
+        Track(7, 1, 2, large), Track(large, 0, 0), Track(large + 1, 1, 2, large)
+    )  # fmt: skip
+    assert [one.tolist() for one in strict.ids] == [[large], *[[7, large + 1]] * 2]
+
+
 def test_a_movie_without_objects(tmp_path: Path) -> None:
     result = tracked_result(({}, {}), ())
     for format in ("ctc", "geff", "tiff"):

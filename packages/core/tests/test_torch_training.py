@@ -18,13 +18,12 @@ from cellseg.errors import (  # noqa: E402
     DeviceError,
     DivergedError,
     InterruptedRunError,
-    PluginError,
     StorageError,
 )
 from cellseg.events import Checkpointed, Note, Progress, Validated  # noqa: E402
 from cellseg.specs import TrainJob  # noqa: E402
 from cellseg.torch.loaders import Loaders, Share  # noqa: E402
-from cellseg.torch.optimisation import Rate, share_of_peak  # noqa: E402
+from cellseg.torch.optimisation import share_of_peak  # noqa: E402
 from cellseg.torch.options import TorchOptions  # noqa: E402
 from cellseg.torch.training import Fit, fit  # noqa: E402
 from cellseg.torch.weights import seeded  # noqa: E402
@@ -326,65 +325,6 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert share_of_peak(options, 999, 20) == pytest.approx(0.01)
     flat = TorchOptions(warmup_steps=0, decay_epochs=0)
     assert share_of_peak(flat, 500, 77) == 1.0
-
-
-class TwoRates(Line):
-    """The last layer learns much slower than the first."""
-
-    fast, slow = 0.01, 1e-6
-
-    @property
-    def rates(self) -> tuple[Rate, ...]:
-        return tuple(
-            Rate(option, peak, frozenset(f"net.{layer}.{kind}" for kind in ("weight", "bias")))
-            for option, peak, layer in (("fast_rate", self.fast, 0), ("slow_rate", self.slow, 2))
-        )
-
-
-def two_rates(folder: Path, **changes: Any) -> tuple[TwoRates, list[Any]]:
-    job = make_job(folder, **{"learning_rate": 123.0, "average": 0, "weight_decay": 0, **changes})
-    with seeded(0):
-        module = TwoRates()
-    events: list[Any] = []
-    fit(module, LOADERS, job, events.append)
-    return module, events
-
-
-def test_parts_learn_at_rates_of_their_own(tmp_path: Path) -> None:
-    before = dict(line().named_parameters())
-    module, events = two_rates(tmp_path)
-    steps = [event for event in events if isinstance(event, Progress)]
-    assert max(e.metrics["learning_rate"] for e in steps) == pytest.approx(0.01, rel=0.01)
-    moved = {
-        name: float((p - before[name]).detach().abs().max())
-        for name, p in module.named_parameters()
-    }
-    assert moved["net.0.weight"] > 0.01
-    assert 0 < moved["net.2.weight"] < 1e-6 * (len(steps) + 1)
-
-
-def test_rates_of_their_own_go_on_after_a_kill(tmp_path: Path) -> None:
-    whole, _ = two_rates(tmp_path / "a", epochs=2)
-    two_rates(tmp_path / "b", epochs=1)
-    again, _ = two_rates(tmp_path / "b", epochs=2)
-    assert weights(again) == weights(whole)
-
-
-def test_divergence_names_the_option_that_says_the_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(TwoRates, "fast", 1e4)
-    with pytest.raises(DivergedError, match="rate of 10000") as error:
-        two_rates(tmp_path, epochs=40, clip=0, warmup_steps=0)
-    assert "--fast-rate 2500" in str(error.value.hint)
-
-
-def test_a_parameter_without_a_rate_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(TwoRates, "rates", TwoRates().rates[:1])
-    with pytest.raises(PluginError, match=r"no rate for net\.2"):
-        two_rates(tmp_path)
 
 
 def test_shares_cover_the_stream_once() -> None:

@@ -110,6 +110,22 @@ def test_a_damaged_state_or_record_is_made_again(movie, tmp_path):
         assert digest(tmp_path / "one") == digest(out)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_record_damaged_in_mid_sequence_when_all_are_there(movie, tmp_path, workers):
+    run(movie, tmp_path / "one")
+    out = tmp_path / "out"
+    with pytest.raises(InterruptedRunError):
+        run(movie, out, after(PLACES * FRAMES + 9))
+    records = sorted((out / ".cellseg" / "items" / "000000").glob("*.tile"))
+    assert len(records) == PLACES * FRAMES
+    victim = records[5 * PLACES + 1]
+    victim.write_bytes(victim.read_bytes()[:-40])
+    _, events = run(movie, out, resume=True, workers=workers)
+    steps = [event.step for event in events if isinstance(event, Progress)]
+    assert steps == list(range(PLACES * FRAMES - 18, PLACES * FRAMES + 1)), "all that follow it"
+    assert digest(tmp_path / "one") == digest(out)
+
+
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -168,6 +168,27 @@ def test_results_are_only_replaced_when_told_to(stack, tmp_path) -> None:
         tracked(stack, tmp_path / "y", images=stack)
 
 
+def test_results_never_replace_what_they_are_made_of(stack, movie, tmp_path) -> None:
+    before = stack.read_bytes()
+    with pytest.raises(UsageError, match=r"cells.tif would replace the labels"):
+        tracked(stack, tmp_path, overwrite=True)
+    with pytest.raises(UsageError, match=r"cells.tif would replace the labels"):
+        tracked(tmp_path, tmp_path, overwrite=True)
+    assert stack.read_bytes() == before
+    tracked(stack, tmp_path, format=("ctc",))
+    masks = sorted((tmp_path / "cells_RES").iterdir())
+    with pytest.raises(UsageError, match=r"cells_RES would replace the labels"):
+        tracked(tmp_path / "cells_RES", tmp_path, overwrite=True, format=("ctc", "csv"))
+    assert sorted((tmp_path / "cells_RES").iterdir()) == masks
+    (tmp_path / "images").mkdir()
+    image = tmp_path / "images" / "cells.tif"
+    tifffile.imwrite(image, movie.images, imagej=True, metadata={"axes": "TYX"})
+    for place in (image, image.parent):
+        with pytest.raises(UsageError, match=r"cells.tif would replace what --images"):
+            tracked(stack, image.parent, overwrite=True, images=place, report=True)
+    tracked(stack, image.parent, overwrite=True, format=("csv",))
+
+
 def test_stopping_leaves_no_half_of_a_movie(stack, tmp_path) -> None:
     calls = iter([False] * 3 + [True] * 99)
     settings = parse(TrackSettings, {"output": tmp_path / "out"})

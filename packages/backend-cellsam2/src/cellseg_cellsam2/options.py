@@ -216,7 +216,8 @@ class CellSam2Options(FitOptions, AugmentOptions):
             self._refuse(("box_noise",), "does nothing with --box-probability 0")
         if not self.illumination_probability:
             self._refuse(("illumination_range",), "does nothing with --illumination-probability 0")
-        if not any(getattr(self, name) for name in WEIGHTS):
+        shown = [n for n in WEIGHTS if n != "division_weight" or self.num_frames > 1]
+        if not any(getattr(self, name) for name in shown):
             raise ValueError("all weights of the loss are 0: nothing would be learned")
         return self
 

@@ -56,8 +56,8 @@ class Answer:
 class Memory:
     """What is remembered of ``o`` objects: a ring of the latest frames, and the first one for good.
 
-    Slot 0 is the first frame of an object, the others are its latest frames, in any order; ``times``
-    says of which frame each is. Objects may have begun in different frames.
+    Slot 0 is the first frame of an object, the others are its latest frames, in any order;
+    ``times`` says of which frame each is. Objects may have begun in different frames.
     """
 
     features: Tensor

@@ -70,7 +70,7 @@ def strict_tracks(
     cuts = _cuts(number, when, parents)
     starts = np.ones(len(number), np.bool_)
     starts[1:] = (np.diff(number) != 0) | (np.diff(when) != 1)
-    starts |= np.isin(number << 32 | when, [i << 32 | t for i, t in cuts])
+    starts[cuts] = True
     runs, of_run = _runs(number, when, starts)
     _connect(runs, parents)
     root = _joined(runs, gaps)
@@ -107,14 +107,15 @@ def _parents(lineage: Lineage, present: list[int]) -> dict[int, int]:
 
 def _cuts(
     number: NDArray[np.int64], when: NDArray[np.int64], parents: dict[int, int]
-) -> set[tuple[int, int]]:
-    """Where a parent is still seen when a daughter begins: its id and the next frame it is in."""
+) -> list[int]:
+    """The places of objects that their track begins anew with: the first ones of parents that are
+    seen when a daughter begins, or later."""
     ids, first = np.unique(number, return_index=True)
     ends = np.append(first[1:], len(when)) - 1
     begins = dict(zip(ids.tolist(), when[first].tolist(), strict=True))
     last = dict(zip(ids.tolist(), when[ends].tolist(), strict=True))
     place = dict(zip(ids.tolist(), first.tolist(), strict=True))
-    found = set()
+    found = []
     for child, parent in parents.items():
         if not parent:
             continue
@@ -127,7 +128,7 @@ def _cuts(
             at = place[parent]
             while when[at] < begins[child]:
                 at += 1
-            found.add((parent, int(when[at])))
+            found.append(at)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -135,6 +136,8 @@ class Prediction:
             units = [[tile] for tile in item.chosen] if whole is None else whole
             ours = units[(part - 1 - number) % parts :: parts]
             mine = {tile for unit in ours for tile in unit}
+            if whole is not None:  # what comes after a tile that is missing is done again
+                done = {tile for unit in ours for tile in takewhile(done.__contains__, unit)}
             number += len(units)
             self._total += len(mine)
             if item.index in finished:

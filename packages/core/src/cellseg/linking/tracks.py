@@ -89,6 +89,7 @@ class Tracks:
             lost = set(daughters[mother]) - set(kept)
             if len(kept) > 1:
                 parent[list(lost)] = 0
+                daughters[mother] = kept
                 continue
             # One daughter at most is left: no division.
             goes_on = kept[0] if kept else max(lost, key=lambda one: (end[one], -one))

@@ -93,7 +93,8 @@ def track(
     Raises:
         DataError: the labels or images cannot be read, or are no movies.
         PluginError: laptrack is not installed.
-        UsageError: there is no output folder, or results are in it already.
+        UsageError: there is no output folder, or results are in it already, or they would replace
+            the labels or images.
         StorageError: the disk is full, or permission is missing.
         InterruptedRunError: ``interrupted()`` said so.
     """
@@ -104,6 +105,7 @@ def track(
     jobs = [_job(movie, folder, settings) for movie in movies]
     if not settings.overwrite:
         _refuse_to_overwrite(jobs)
+    _refuse_to_replace(jobs, settings.images)
     for movie in movies:
         size = " x ".join(map(str, movie.frames[0].shape))
         emit(
@@ -185,6 +187,29 @@ def _refuse_to_overwrite(jobs: Sequence[_Job]) -> None:
                 raise UsageError(
                     f"{path} exists already.",
                     hint="Replace it with --overwrite, or write elsewhere with --output.",
+                )
+
+
+def _refuse_to_replace(jobs: Sequence[_Job], images: Path | None) -> None:
+    """Raise a UsageError where a result would take the place of what is read to make it."""
+    read = {path.resolve() for job in jobs for path in job.movie.files}
+    read |= {parent for path in read for parent in path.parents}
+    for job in jobs:
+        for path in job.paths:
+            if path.resolve() in read:
+                raise UsageError(
+                    f"{path} would replace the labels that are linked.",
+                    hint="Write elsewhere with --output.",
+                )
+        for output in job.outputs:
+            place = output.path.resolve()
+            holds_voxels = output.format in ("tiff", "ome-zarr", "hdf5")
+            if images is None or not holds_voxels or not place.exists():
+                continue
+            if images.resolve() in (place, *place.parents):
+                raise UsageError(
+                    f"{output.path} would replace what --images {images} holds.",
+                    hint="Write elsewhere with --output.",
                 )
 
 

@@ -32,6 +32,8 @@ class LabelMovie:
     """What messages call the frames."""
     spacing: Spacing
     """Micrometres, ``(z, y, x)``."""
+    files: tuple[Path, ...]
+    """The files or containers that the labels are in, each once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def label_movies(plugins: Plugins, labels: Path, settings: TrackSettings) -> lis
                 tuple(frame.labels for frame in frames),
                 tuple(frame.name for frame in frames),
                 frames[0].spacing,
+                tuple(dict.fromkeys(frame.path for frame in frames)),
             )
         )
     return movies
