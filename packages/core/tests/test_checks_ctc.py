@@ -121,6 +121,11 @@ def test_faults_name_all_tracks_at_once() -> None:
     assert faults(Lineage.of(tracks), [range(1, 9)] * 2) == []
 
 
+def test_a_track_that_is_its_own_parent_is_no_daughter_of_itself() -> None:
+    tracks = [Track(1, 0, 2, 1), Track(2, 3, 5, 1), Track(3, 3, 5, 1)]
+    assert [fault.code for fault in faults(Lineage.of(tracks))] == ["track-parent"]
+
+
 def test_an_only_daughter_after_a_gap_is_how_the_challenge_writes_gaps() -> None:
     gap = Lineage.of([Track(1, 0, 2), Track(2, 4, 5, 1)])
     assert faults(gap) == []

@@ -334,6 +334,11 @@ def test_a_report_is_for_people_and_programs(tmp_path: Any) -> None:
     assert report.lines()[1:3] == ["error    b (val)", "         error [constant] Empty. x"]
     assert "Mend the errors" in report.lines()[-1]
     assert replace(report, files=report.files[:1]).ok
+    whole = replace(report, files=report.files[:1], findings=bad.findings)
+    assert whole.lines()[-1] == (
+        "1 file: 1 ok, 0 warnings, 0 errors. 1 error in the data set as a whole. "
+        "Mend the errors before training."
+    )
 
 
 def test_every_code_has_a_meaning() -> None:

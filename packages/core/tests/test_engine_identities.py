@@ -130,6 +130,20 @@ def test_a_division_that_one_tile_misses(movie):
     assert movie.tracks == (Track(1, 0, 0), Track(2, 1, 2, 1), Track(3, 1, 2, 1))
 
 
+@pytest.mark.parametrize("d", [(34, 44), (49, 59)])
+def test_a_division_that_one_tile_sees_late(movie, d):
+    """The right tile calls one daughter the mother, and sees in the next frame that there are two;
+    whichever cores they lie in."""
+    movie.step({"m": (38, 58)}, {"m": 4}, {"m": 9})
+    now, left = {"d": d, "e": (60, 64)}, {"d": 5, "e": 6}
+    found = movie.step(now, left, {"d": 9, "e": 10}, ({5: 4, 6: 4}, {}))
+    assert found == {"d": 2, "e": 3}
+    late = {"d": 11, "e": 12}
+    assert movie.step(now, left, late, ({}, {11: 9, 12: 9})) == found
+    assert movie.step(now, {}, late)["e"] == 3, "from now on it knows them"
+    assert movie.tracks[1:] == (Track(2, 1, movie.tracks[1].end, 1), Track(3, 1, 3, 1))
+
+
 def test_a_mother_that_is_left_out_leaves_no_trace(movie):
     now = {"d": (5, 15), "e": (20, 30)}
     assert movie.step(now, {"d": 5, "e": 6}, {}, ({5: 4, 6: 4}, {})) == {"d": 1, "e": 2}

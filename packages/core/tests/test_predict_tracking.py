@@ -163,6 +163,18 @@ def test_what_is_there_is_not_overwritten(movie, tmp_path):
         run(movie, tmp_path / "out", resume=True)
 
 
+@pytest.mark.parametrize("values", [{}, {"overwrite": True}, {"track": False, "overwrite": True}])
+def test_labels_never_replace_their_image(tmp_path, fakes, values):
+    image = tmp_path / "m.tif"
+    frames = np.stack([fakes.frame_of(frame) for frame in range(3)])
+    tifffile.imwrite(image, frames.astype(np.uint16), imagej=True, metadata={"axes": "TYX"})
+    before = image.read_bytes()
+    for images in (image, tmp_path):
+        with pytest.raises(UsageError, match=r"m.tif would be replaced"):
+            run(images, tmp_path, reader="auto", **values)
+    assert image.read_bytes() == before
+
+
 def test_a_dry_run_says_that_it_tracks(movie, tmp_path):
     summary, _ = run(movie, tmp_path / "out", dry_run=True)
     assert "tracked" in summary.lines()[0]

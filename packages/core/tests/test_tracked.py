@@ -141,3 +141,15 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     (result / "res_track.txt").unlink()
     with pytest.raises(DataError, match=r"res_track\.txt: there is no such file"):
         open_tracked(result)
+
+
+@pytest.mark.parametrize("name", ["movie.csv", "movie_tracks.csv", "movie.geff"])
+def test_outputs_without_masks_are_no_labels(tmp_path: Path, name: str) -> None:
+    output(tmp_path)
+    if name.endswith(".geff"):
+        output(tmp_path, "geff")
+    else:
+        (tmp_path / name).write_text("id,begin,end,parent\n")
+    with pytest.raises(DataError, match="cannot hold tracked labels") as caught:
+        open_tracked(tmp_path / name)
+    assert "NN_RES" in str(caught.value.hint)

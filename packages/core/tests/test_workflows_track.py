@@ -142,6 +142,13 @@ def test_what_is_no_movie_is_refused(movie, tmp_path) -> None:
     with pytest.raises(DataError, match="single is a single image of 1 x 96 x 96") as error:
         tracked(single, tmp_path / "out")
     assert "--axes TYX" in (error.value.hint or "")
+    (tmp_path / "02_RES").mkdir()
+    tifffile.imwrite(tmp_path / "02_RES" / "mask000.tif", movie.labels[0].astype(np.uint16))
+    done = tracked(tmp_path / "02_RES", tmp_path / "mask")
+    assert done.frames == 1 and (tmp_path / "mask" / "02.tif").is_file(), "one frame, but a movie"
+    one = tmp_path / "one.tif"
+    tifffile.imwrite(one, movie.labels[:1])
+    assert tracked(one, tmp_path / "one", axes="TYX").frames == 1
     plain = tmp_path / "plain.tif"
     tifffile.imwrite(plain, movie.labels)
     with pytest.raises(DataError, match="ambiguous"):
@@ -170,23 +177,21 @@ def test_results_are_only_replaced_when_told_to(stack, tmp_path) -> None:
 
 def test_results_never_replace_what_they_are_made_of(stack, movie, tmp_path) -> None:
     before = stack.read_bytes()
-    with pytest.raises(UsageError, match=r"cells.tif would replace the labels"):
-        tracked(stack, tmp_path, overwrite=True)
-    with pytest.raises(UsageError, match=r"cells.tif would replace the labels"):
-        tracked(tmp_path, tmp_path, overwrite=True)
+    for labels in (stack, tmp_path):
+        with pytest.raises(UsageError, match=r"cells.tif would be replaced"):
+            tracked(labels, tmp_path, overwrite=True)
     assert stack.read_bytes() == before
     tracked(stack, tmp_path, format=("ctc",))
     masks = sorted((tmp_path / "cells_RES").iterdir())
-    with pytest.raises(UsageError, match=r"cells_RES would replace the labels"):
+    with pytest.raises(UsageError, match=r"cells_RES would be replaced"):
         tracked(tmp_path / "cells_RES", tmp_path, overwrite=True, format=("ctc", "csv"))
     assert sorted((tmp_path / "cells_RES").iterdir()) == masks
     (tmp_path / "images").mkdir()
     image = tmp_path / "images" / "cells.tif"
     tifffile.imwrite(image, movie.images, imagej=True, metadata={"axes": "TYX"})
     for place in (image, image.parent):
-        with pytest.raises(UsageError, match=r"cells.tif would replace what --images"):
+        with pytest.raises(UsageError, match=r"cells.tif would be replaced"):
             tracked(stack, image.parent, overwrite=True, images=place, report=True)
-    tracked(stack, image.parent, overwrite=True, format=("csv",))
 
 
 def test_stopping_leaves_no_half_of_a_movie(stack, tmp_path) -> None:

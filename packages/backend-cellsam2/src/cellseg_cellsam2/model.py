@@ -148,13 +148,14 @@ class CellSam2(nn.Module):
         """
         sam = self.sam
         present = presence if presence.dtype == torch.bool else presence > 0
+        which, same = _different(image, present)
         parts = [
             self._again(self._encode_memory, encoded, image[r], masks[r], tokens[r], present[r])
-            for r in torch.arange(len(image), device=image.device).split(self.chunk)
+            for r in which.split(self.chunk)
             if len(r)
         ]
         if parts:
-            features, pointers = (torch.cat(each) for each in zip(*parts, strict=True))
+            features, pointers = (torch.cat(each)[same] for each in zip(*parts, strict=True))
         else:
             grid = encoded.embedding.shape[2:]
             features, pointers = encoded.embedding.new_zeros((0, sam.mem_dim, *grid)), tokens
@@ -304,6 +305,14 @@ def _some(prompts: Prompts, rows: Tensor) -> Prompts:
             for field in fields(prompts)
         }
     )
+
+
+def _different(image: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Objects ``(k,)`` whose memories differ, and for each of all ``(o,)`` which of them has its
+    memory: those that are absent from one image have the same."""
+    every = torch.arange(len(image), device=image.device)
+    kinds, same = torch.where(present, every, len(image) + image).unique(return_inverse=True)
+    return torch.empty_like(kinds).scatter_(0, same, every), same
 
 
 def _points(prompts: Prompts | None, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

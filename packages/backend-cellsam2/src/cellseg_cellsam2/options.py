@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from cellseg.options import flag
 from cellseg.sampling_options import AugmentOptions
 from cellseg.torch.options import FitOptions
-from cellseg.torch.sam2.sizes import RANDOM, Sam2Size
+from cellseg.torch.sam2.sizes import Sam2Size
 
 WEIGHTS = (
     "mask_weight",
@@ -193,11 +193,6 @@ class CellSam2Options(FitOptions, AugmentOptions):
     def _options_act(self) -> CellSam2Options:
         if self.strategy == "fsdp":
             raise ValueError("--strategy fsdp: what learns is spread over the model; use ddp")
-        if self.checkpoint is not None and self.model_type in RANDOM:
-            raise ValueError(
-                f"--checkpoint does nothing with --model-type {self.model_type}, which starts from"
-                " random weights"
-            )
         if self.use_lora:
             self._refuse(
                 ("base_lr", "vision_lr", "head_lr", "layer_decay"), "only with --no-use-lora"

@@ -28,7 +28,7 @@ from cellseg_cellsam2.encoding import MEMORY_HINT, Encoder, blank, check
 from cellseg_cellsam2.model import CellSam2
 from cellseg_cellsam2.parts import Encoded, Memory
 from cellseg_cellsam2.predict_options import CellSam2PredictOptions
-from cellseg_cellsam2.tracking_state import TrackingState
+from cellseg_cellsam2.tracking_state import TrackingState, narrowed
 
 _SAME = 0.1
 """A new object is a track that was lost, if it overlaps its last mask by at least this IoU."""
@@ -171,13 +171,10 @@ class CellTracker:
         if len(after.ids):
             # Absent objects are remembered as such.
             assert after.memory is not None and after.seen is not None
-            absent = torch.zeros(len(after.ids), dtype=torch.bool, device=self._model.device)
             masks = torch.full(after.seen.shape, _NOTHING, device=self._model.device)
-            tokens = masks.new_zeros(len(absent), encoded.embedding.shape[1])
-            memory = self._encoded_memory(
-                encoded, masks, tokens, absent, before.time, after.remembered()
-            )
-            after = after.with_memory(memory)
+            tokens = masks.new_zeros(len(masks), encoded.embedding.shape[1])
+            place = torch.arange(len(masks), device=masks.device)
+            after = after.with_memory(self._encoded_memory(encoded, masks, tokens, after, place))
         for known in (True, False):
             if shown is None:
                 break
@@ -187,12 +184,7 @@ class CellTracker:
             part = shown.select(chosen.tolist())
             owner = torch.from_numpy(part.owner).to(self._model.device)
             memory = self._encoded_memory(
-                encoded,
-                part.logits,
-                part.tokens,
-                torch.ones_like(owner, dtype=torch.bool),
-                before.time,
-                before.remembered(owner) if known else None,
+                encoded, part.logits, part.tokens, before, owner if known else None
             )
             after = after.joined(ids[chosen], part.logits > 0, memory)
         self._state = after
@@ -202,13 +194,32 @@ class CellTracker:
         encoded: Encoded,
         masks: Tensor,
         tokens: Tensor,
-        presence: Tensor,
-        time: int,
-        memory: Memory | None,
+        state: TrackingState,
+        place: Tensor | None,
     ) -> Memory:
-        image = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
-        times = torch.full_like(image, time)
-        return self._model.remember(encoded, image, masks, tokens, presence, times, memory)
+        """The memory of ``o`` objects with this frame in it, a chunk at a time: what is computed
+        has twice the bits of what is kept.
+
+        Args:
+            encoded: the frame.
+            masks: ``(o, 4g, 4g)`` logits; an empty one is that of an absent object.
+            tokens: ``(o, d)``: of the masks.
+            state: what was known before.
+            place: ``(o,)`` int64: of each object in the state; None where they are new.
+        """
+        parts = []
+        for rows in torch.arange(len(masks), device=masks.device).split(self._model.chunk):
+            memory = self._model.remember(
+                encoded,
+                torch.zeros_like(rows),
+                masks[rows],
+                tokens[rows],
+                (masks[rows] > 0).flatten(1).any(1),
+                torch.full_like(rows, self._state.time),
+                None if place is None else state.remembered(place[rows]),
+            )
+            parts.append(narrowed(memory))
+        return Memory.joined(parts)
 
 
 def _identities(

@@ -35,18 +35,14 @@ class TrackingState:
     """Of the ``o`` objects; None where there is none."""
 
     def remembered(self, which: Tensor | None = None) -> Memory | None:
-        """The memory of some tracks, ``(k,)`` int64, or of all; float32."""
-        if self.memory is None:
-            return None
-        memory = self.memory if which is None else self.memory.select(which)
-        return replace(memory, features=memory.features.float())
+        """The memory of some tracks, ``(k,)`` int64, or of all, with 16 bits as it is kept."""
+        if self.memory is None or which is None:
+            return self.memory
+        return self.memory.select(which)
 
     def with_memory(self, memory: Memory) -> TrackingState:
-        """The same with another memory of the same tracks.
-
-        Features are kept with 16 bits, as SAM 2 itself keeps them.
-        """
-        return replace(self, memory=_kept(memory))
+        """The same with another memory of the same tracks."""
+        return replace(self, memory=narrowed(memory))
 
     def without(self, lost: NDArray[np.int64], most: int) -> TrackingState:
         """After one more frame, these tracks, which it does not show, and no others.
@@ -77,8 +73,8 @@ class TrackingState:
             missed=np.concatenate([self.missed, np.zeros_like(ids)]),
             seen=seen if self.seen is None else torch.cat([self.seen, seen]),
         )
-        parts = [_kept(memory)] if self.memory is None else [self.memory, _kept(memory)]
-        return replace(more, memory=Memory.joined(parts))
+        held = [] if self.memory is None else [self.memory]
+        return replace(more, memory=Memory.joined([*held, narrowed(memory)]))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of it, for ``of_arrays``."""
@@ -136,7 +132,8 @@ class TrackingState:
             ) from error
 
 
-def _kept(memory: Memory) -> Memory:
+def narrowed(memory: Memory) -> Memory:
+    """With features of 16 bits, as SAM 2 itself keeps them."""
     return replace(memory, features=memory.features.bfloat16())
 
 

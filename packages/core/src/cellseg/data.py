@@ -165,8 +165,8 @@ class Tracked:
     """What a tracker finds in one frame."""
 
     labels: Labels
-    """``(z, y, x)`` of the tile, integers, 0 is background. An object has the same id in all frames,
-    also after frames that did not show it; no id is ever used for another one."""
+    """``(z, y, x)`` of the tile, integers, 0 is background. An object has the same id in all
+    frames, also after frames that did not show it; no id is ever used for another one."""
     parents: Mapping[int, int] = field(default_factory=dict)
     """Of objects that come from a division and are in this frame for the first time: the id of
     their mother, which ends in an earlier frame."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cellseg.errors import StorageError
+from cellseg.errors import StorageError, UsageError
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -46,6 +46,24 @@ def make_folder(folder: Path) -> None:
         except (FileExistsError, NotADirectoryError) as error:
             in_the_way = next(path for path in (folder, *folder.parents) if path.exists())
             raise StorageError(f"{in_the_way} is a file, not a folder.") from error
+
+
+def refuse_to_replace(read: Iterable[Path], written: Iterable[Path]) -> None:
+    """Raise a UsageError where results would take the place of what they are made from.
+
+    Args:
+        read: files and containers; looked at only where something is in the way of the results.
+        written: those of the results.
+    """
+    there = {path.resolve(): path for path in written if path.exists()}
+    for path in read if there else ():
+        source = path.resolve()
+        for place in (source, *source.parents):
+            if place in there:
+                raise UsageError(
+                    f"{there[place]} would be replaced, but the results are made from it.",
+                    hint="Write elsewhere with --output.",
+                )
 
 
 @contextmanager

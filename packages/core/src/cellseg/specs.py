@@ -38,7 +38,7 @@ class Tracker(Protocol):
 
 
 TrackerMaker: TypeAlias = "Callable[[Mapping[str, NDArray[Any]] | None], Tracker]"
-"""A new tracker: at the first frame of a field (None), or going on from the ``state`` of another."""
+"""A new tracker: at the first frame of a field (None), or from the ``state`` of another on."""
 
 Task: TypeAlias = Literal["2d", "3d", "tracking", "few-shot"]
 

@@ -65,7 +65,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path}: there is no such file.") from None
+        raise DataError(
+            f"{path}: there is no such file.", hint="Labels of tracks need their table."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 

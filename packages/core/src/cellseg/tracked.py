@@ -23,6 +23,7 @@ from cellseg.tracks import Lineage
 
 Role: TypeAlias = Literal["result", "truth"]
 _VOXELS: tuple[Format, ...] = ("ome-zarr", "tiff", "hdf5")
+_HOLD_LABELS = (".tif", ".tiff", ".h5", ".hdf5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,11 @@ def _tracked_inside(container: Path) -> list[Path]:
 
 def _output(path: Path, name: str = "") -> TrackedMovie:
     """Labels that cellseg wrote, with the table beside them."""
+    if path.suffix.lower() not in _HOLD_LABELS and (path.is_file() or path.suffix == ".geff"):
+        raise DataError(
+            f"{path}: cannot hold tracked labels.",
+            hint="Name the TIFF, OME-Zarr or HDF5 file, the folder NN_RES, or a folder of these.",
+        )
     stem = _stem(path)
     table = table_beside(path, stem)
     container = path.parent.parent
@@ -195,20 +201,14 @@ def _output(path: Path, name: str = "") -> TrackedMovie:
 
 
 def _stored(path: Path) -> Stored:
-    kind = path.suffix.lower()
     if path.is_dir():
         from cellseg.ome.read import levels
 
         return levels(path, strict=False)[0]
-    if kind in (".h5", ".hdf5"):
+    if path.suffix.lower() in (".h5", ".hdf5"):
         from cellseg.readers.containers import hdf5_array
 
         return hdf5_array(path, "labels")
-    if kind in (".tif", ".tiff"):
-        from cellseg.readers.tiff import tiff_image
+    from cellseg.readers.tiff import tiff_image
 
-        return tiff_image(path)
-    raise DataError(
-        f"{path}: cannot hold tracked labels.",
-        hint="Name the TIFF, OME-Zarr or HDF5 file, the folder NN_RES, or a folder of these.",
-    )
+    return tiff_image(path)

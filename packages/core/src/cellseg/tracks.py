@@ -120,13 +120,10 @@ def faults(lineage: Lineage, ids: Sequence[Collection[int]] | None = None) -> li
     ]
     if ids is not None:
         found += _against_masks(lineage, ids)
-    alone = [by_id[kids[0]] for kids in lineage.daughters.values() if len(kids) == 1]
+    born = Lineage(tuple(track for track in lineage.tracks if track.parent != track.id)).daughters
+    alone = [by_id[kids[0]] for kids in born.values() if len(kids) == 1]
     after = [t for t in alone if t.parent in by_id and by_id[t.parent].end + 1 == t.begin]
-    many = [
-        by_id[mother]
-        for mother, kids in lineage.daughters.items()
-        if len(kids) > 2 and mother in by_id
-    ]
+    many = [by_id[mother] for mother, kids in born.items() if len(kids) > 2 and mother in by_id]
     found.append(_fault("single-daughter", "is the only daughter of its parent", after, False))
     found.append(_fault("many-daughters", "has three daughters or more", many, False))
     return [fault for fault in found if fault is not None]

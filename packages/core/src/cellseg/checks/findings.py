@@ -182,6 +182,9 @@ class DataReport:
         counted = f"{_plural(len(self.files), 'file')}: {count['ok']} ok, " + (
             f"{_plural(count['warning'], 'warning')}, {_plural(count['error'], 'error')}."
         )
+        errors = sum(finding.level == "error" for finding in self.findings)
+        if errors:
+            counted += f" {_plural(errors, 'error')} in the data set as a whole."
         if self.ok:
             return [*lines, f"{counted} This data can be trained on."]
         return [*lines, f"{counted} Mend the errors before training."]

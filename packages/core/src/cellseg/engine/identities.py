@@ -4,7 +4,8 @@ Each tile has a tracker of its own, with ids of its own. What an object of a fra
 that see it say, in the order of how much of it lies in their cores: the first one that has seen it
 before, or its mother, decides. So an object keeps its identity as it moves from tile to tile, for
 the tile that it enters has seen it in its halo. Where a tile sees a division that another one
-missed, all parts are daughters.
+missed, all parts are daughters; where it sees one that others saw in frames before, nothing new has
+happened.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class Identities:
         """The track that each object continues, or 0, and the track that it is a daughter of."""
         track, mother = np.zeros(count, np.int64), np.zeros(count, np.int64)
         taken: dict[int, int] = {}
+        late: set[int] = set()
         first = np.searchsorted(votes.object, np.arange(count + 1))
         heaviest = np.zeros(count, np.int64)
         np.maximum.at(heaviest, votes.object, votes.weight)
@@ -112,14 +114,32 @@ class Identities:
                     track[number] = same
                     break
                 before = 0 if same else known.get(int(votes.parent[i]), 0)
-                if before:
+                if before and self._known_daughter(before, votes, i + 1, first[number + 1]):
+                    late.add(before)
+                elif before:
                     mother[number] = before
                     break
+        for before in late - taken.keys():
+            # The tile that sees it late calls what went on as one daughter the mother of both.
+            alone = np.flatnonzero(mother == before)
+            if len(alone) == 1:
+                taken[before] = int(alone[0])
+                track[alone], mother[alone] = before, 0
         for before in set(mother.tolist()) & taken.keys():
             # Another tile missed the division, and calls one of the daughters as the mother.
             number = taken[before]
             track[number], mother[number] = 0, before
         return track, mother
+
+    def _known_daughter(self, mother: int, votes: _Votes, start: int, stop: int) -> bool:
+        """Whether a tile of the votes from ``start`` to ``stop`` knows the object as a daughter of
+        ``mother``, or as the sister that she herself is to others."""
+        family = {mother, self._parent[mother - 1]} - {0}
+        for i in range(start, stop):
+            same = self._known[votes.tile[i]].get(int(votes.id[i]), 0)
+            if same not in (0, mother) and self._parent[same - 1] in family:
+                return True
+        return False
 
     def _votes(self, found: Stitched, labels: LazyArray, records: Sequence[Record]) -> _Votes:
         rows: list[NDArray[np.int64]] = []

@@ -226,7 +226,9 @@ def _masks(sequence: Sequence, options: CtcOptions) -> dict[tuple[int, int | Non
         there = [f"--ctc-labels {name}" for name in there if name != kind]
         raise DataError(
             f"{sequence.where}: has no truth in {folder}/{inner}.",
-            hint=f"There is other truth: {' or '.join(there)}" if there else None,
+            hint=f"There is other truth: {' or '.join(there)}"
+            if there
+            else f"Expected {names}000.tif and so on there, or leave the sequence out.",
         )
     return masks
 

@@ -22,7 +22,7 @@ from cellseg.errors import (
     WeightsError,
 )
 from cellseg.events import Emit, Note
-from cellseg.files import make_folder, remove
+from cellseg.files import make_folder, refuse_to_replace, remove
 from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import describe, reader_for
@@ -293,6 +293,10 @@ def _share(settings: PredictSettings) -> Share:
 
 
 def _refuse_to_overwrite(items: Sequence[Item], settings: PredictSettings) -> None:
+    refuse_to_replace(
+        (frame.path for item in items for frame in item.frames if frame.path is not None),
+        (path for item in items for path in item.files),
+    )
     if settings.overwrite:
         return
     for item in items:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cellseg.data import Labels
 from cellseg.errors import InterruptedRunError, UsageError
 from cellseg.events import Emit, Note, Progress
-from cellseg.files import make_folder
+from cellseg.files import make_folder, refuse_to_replace
 from cellseg.linking.labels import LinkedLabels
 from cellseg.linking.link import Links, link
 from cellseg.outputs.formats import Output, output_for, tracks_beside
@@ -103,9 +103,11 @@ def track(
     movies = label_movies(plugins, labels, settings)
     images = images_of(plugins, settings.images, movies) if settings.images else None
     jobs = [_job(movie, folder, settings) for movie in movies]
+    read = {path for movie in movies for path in movie.files}
+    read |= {one.path for own in images or () for one in own if one.path is not None}
+    refuse_to_replace(read, (path for job in jobs for path in job.paths))
     if not settings.overwrite:
         _refuse_to_overwrite(jobs)
-    _refuse_to_replace(jobs, settings.images)
     for movie in movies:
         size = " x ".join(map(str, movie.frames[0].shape))
         emit(
@@ -187,29 +189,6 @@ def _refuse_to_overwrite(jobs: Sequence[_Job]) -> None:
                 raise UsageError(
                     f"{path} exists already.",
                     hint="Replace it with --overwrite, or write elsewhere with --output.",
-                )
-
-
-def _refuse_to_replace(jobs: Sequence[_Job], images: Path | None) -> None:
-    """Raise a UsageError where a result would take the place of what is read to make it."""
-    read = {path.resolve() for job in jobs for path in job.movie.files}
-    read |= {parent for path in read for parent in path.parents}
-    for job in jobs:
-        for path in job.paths:
-            if path.resolve() in read:
-                raise UsageError(
-                    f"{path} would replace the labels that are linked.",
-                    hint="Write elsewhere with --output.",
-                )
-        for output in job.outputs:
-            place = output.path.resolve()
-            holds_voxels = output.format in ("tiff", "ome-zarr", "hdf5")
-            if images is None or not holds_voxels or not place.exists():
-                continue
-            if images.resolve() in (place, *place.parents):
-                raise UsageError(
-                    f"{output.path} would replace what --images {images} holds.",
-                    hint="Write elsewhere with --output.",
                 )
 
 

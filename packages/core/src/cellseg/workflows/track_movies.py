@@ -18,6 +18,8 @@ from cellseg.workflows.track_settings import TrackSettings
 
 _CTC = re.compile(r"_(RES|GT|ST|ERR_SEG)$")
 """Ends of the folders of the Cell Tracking Challenge, behind the name of the movie."""
+_MASK = re.compile(r"(mask|man_track|man_seg)_?\d+")
+"""Their files, as label images are called."""
 _LISTED = 5
 
 
@@ -80,7 +82,7 @@ def label_movies(plugins: Plugins, labels: Path, settings: TrackSettings) -> lis
     movies = []
     for name, places in grouped([image.name for image in found], labels).items():
         frames = [found[place] for place in places]
-        _check(name, frames)
+        _check(name, frames, settings.axes or "")
         movies.append(
             LabelMovie(
                 name,
@@ -150,10 +152,12 @@ def grouped(names: Sequence[str], root: Path) -> dict[str, list[int]]:
         members.sort()
         if inside:
             name = movie
-        elif alone[folder] and len(members) > 1:
+        elif alone[folder] and (len(members) > 1 or _is_mask(names[members[0][1]])):
             name = _title(root / folder if folder else root)
             if len(PurePosixPath(folder).parts) > 1:
                 name = (PurePosixPath(folder).parent / name).as_posix()
+        elif len(members) == 1:
+            name = names[members[0][1]]
         else:
             name = (
                 PurePosixPath(folder) / (movie.replace("*", "").strip("_-. ") or "movie")
@@ -210,9 +214,15 @@ def _refuse_data_sets(labels: Path) -> None:
         )
 
 
-def _check(movie: str, frames: Sequence[LabelImage]) -> None:
+def _is_mask(name: str) -> bool:
+    """Whether the name is that of a mask of the Cell Tracking Challenge, alone a movie too."""
+    return _MASK.fullmatch(PurePosixPath(name).name) is not None
+
+
+def _check(movie: str, frames: Sequence[LabelImage], axes: str) -> None:
+    """Raise a DataError unless these are the frames of a movie, which ``axes`` may say of one."""
     first = frames[0]
-    if len(frames) < 2:
+    if len(frames) < 2 and "T" not in axes.upper() and not _is_mask(first.name):
         raise DataError(
             f"{first.path}: {movie} is a single image of {_size(first)} (z, y, x), no movie.",
             hint="If it is a stack over time, say so: --axes TYX (or TZYX). Frames in files of "
