@@ -64,5 +64,11 @@ def test_options_that_would_do_nothing(cellseg, sequence) -> None:
     assert wrong.code == 2 and "--images" in wrong.err
 
 
+def test_scores_of_labels_point_to_it(cellseg, sequence) -> None:
+    result, truth = sequence
+    wrong = cellseg("evaluate", result, truth)
+    assert wrong.code == 4 and "scored with --ctc" in wrong.err
+
+
 def test_help_names_it(cellseg) -> None:
     assert "--ctc" in cellseg("evaluate", "--help").out

@@ -1,4 +1,4 @@
-"""The network: that it says what SAM 2 says, of each object by itself, and remembers as SAM 2."""
+"""The network: that it says what SAM 2 says, of each object by itself."""
 
 from __future__ import annotations
 
@@ -7,72 +7,30 @@ from typing import Any
 
 import pytest
 import torch
+from cellsam2_networks import (
+    SIDE,
+    assert_same,
+    encode,
+    images,
+    make,
+    one,
+    points,
+    remembered,
+    zeros,
+)
 from torch import Tensor, nn
 
 from cellseg.torch.sam2.model import build
 from cellseg.torch.weights import seeded
-from cellseg_cellsam2.memory import recall, within
 from cellseg_cellsam2.model import CellSam2
-from cellseg_cellsam2.parts import Answer, Encoded, Memory, Prompts
+from cellseg_cellsam2.parts import Answer, Memory, Prompts
 
 torch.set_num_threads(1)
-SIDE = 64
-
-
-def make(timed: bool = False, size: str = "nano") -> CellSam2:
-    """A model that tells objects apart; pointers carry their age where ``timed``, as in the
-    published sizes."""
-    with seeded(0):
-        sam: Any = build(size, SIDE)
-        for token in (sam.no_mem_embed, sam.no_obj_ptr, sam.no_obj_embed_spatial):
-            nn.init.normal_(token)
-        nn.init.normal_(sam.maskmem_tpos_enc)
-        if timed:
-            sam.add_tpos_enc_to_obj_ptrs = sam.proj_tpos_enc_in_obj_ptrs = True
-            sam.use_signed_tpos_enc_to_obj_ptrs = True
-            sam.obj_ptr_tpos_proj = nn.Linear(sam.hidden_dim, sam.mem_dim)
-        head = sam.sam_mask_decoder.pred_obj_score_head.layers[-1]
-        nn.init.normal_(head.weight, std=4.0)
-        nn.init.zeros_(head.bias)
-        return CellSam2(sam, size).eval()
 
 
 @pytest.fixture
 def model() -> CellSam2:
     return make()
-
-
-def images(count: int, seed: int = 0) -> Tensor:
-    with seeded(seed):
-        return torch.rand(count, 1, SIDE, SIDE)
-
-
-def encode(model: CellSam2, planes: Tensor) -> Encoded:
-    return model.encode(model.prepare(planes))
-
-
-def points(count: int, each: int = 1, seed: int = 0) -> Prompts:
-    with seeded(seed):
-        places = torch.rand(count, each, 2) * SIDE
-        kinds = torch.randint(0, 2, (count, each), dtype=torch.int32)
-    return Prompts(places, kinds)
-
-
-def one(prompts: Prompts, index: int, number: int) -> Prompts:
-    """The first points of one object."""
-    masks = None if prompts.masks is None else prompts.masks[[index]]
-    return Prompts(prompts.points[[index], :number], prompts.kinds[[index], :number], masks)
-
-
-def assert_same(found: Any, wanted: Any, atol: float = 1e-5) -> None:
-    for field in fields(wanted):
-        a, b = getattr(found, field.name), getattr(wanted, field.name)
-        assert a.shape == b.shape, field.name
-        assert torch.allclose(a, b, atol=atol), field.name
-
-
-def zeros(count: int) -> Tensor:
-    return torch.zeros(count, dtype=torch.int64)
 
 
 @torch.no_grad()
@@ -181,23 +139,6 @@ def test_a_video_is_followed_as_sam_2_follows_it(size: str, timed: bool) -> None
     assert seen == {True, False}
 
 
-def remembered(model: CellSam2, encoded: Encoded, image: Tensor, begins: list[int]) -> Memory:
-    """Objects that were seen in all frames since they began, up to frame 5."""
-    parts = []
-    for index, begin in enumerate(begins):
-        memory: Memory | None = None
-        for frame in range(begin, 6):
-            asked = points(1, seed=10 * index + frame)
-            answer = model.answer(encoded, image[[index]], asked)
-            memory = model.remember(
-                encoded, image[[index]], answer.masks[:, 0], answer.tokens[:, 0],
-                answer.presence, torch.tensor([frame]), memory,
-            )  # fmt: skip
-        assert memory is not None
-        parts.append(memory)
-    return Memory.joined(parts)
-
-
 @torch.no_grad()
 def test_nothing_that_is_said_of_an_object_depends_on_the_others(model: CellSam2) -> None:
     """Objects of several images, with more or fewer memories and points."""
@@ -238,20 +179,6 @@ def test_points_that_are_none_change_nothing_wherever_they_stand(model: CellSam2
     assert_same(padded, model.answer(encoded, zeros(1), asked))
 
 
-@torch.no_grad()
-def test_objects_whose_slots_are_empty_are_new(model: CellSam2) -> None:
-    encoded = encode(model, images(1))
-    memory = remembered(model, encoded, zeros(2), [0, 5])
-    memory.times[1] = memory.pointer_times[1] = -1
-    asked, time = points(2), torch.full((2,), 6)
-    together = model.answer(encoded, zeros(2), asked, memory, time)
-    new = model.answer(encoded, zeros(1), one(asked, 1, 1))
-    assert torch.allclose(together.masks[[1]], new.masks, atol=1e-5)
-    old = model.answer(encoded, zeros(1), one(asked, 0, 1), memory.select(zeros(1)), time[:1])
-    assert torch.allclose(together.masks[[0]], old.masks, atol=1e-5)
-    assert not torch.allclose(together.masks[0], model.answer(encoded, zeros(2), asked).masks[0])
-
-
 def followed(model: CellSam2, planes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """What is said of five objects in the third frame, and the gradients of it."""
     model.zero_grad()
@@ -288,59 +215,6 @@ def test_the_first_frame_learns_from_the_last(model: CellSam2) -> None:
     assert planes.grad is not None
     norms = planes.grad.flatten(1).norm(dim=1)
     assert torch.isfinite(norms).all() and (norms > 0).all()
-
-
-@torch.no_grad()
-def test_the_ring_keeps_the_first_frame_and_the_latest_ones(model: CellSam2) -> None:
-    encoded = encode(model, images(1))
-    memory = remembered(model, encoded, zeros(2), [0, 4])
-    assert [sorted(row) for row in memory.times.tolist()] == [[0, 3, 4, 5], [-1, -1, 4, 5]]
-    assert memory.times[:, 0].tolist() == [0, 4]
-    answer = model.answer(encoded, zeros(2), points(2))
-
-    def remember(time: list[int], held: Memory) -> Memory:
-        return model.remember(
-            encoded, zeros(2), answer.masks[:, 0], answer.tokens[:, 0], answer.presence,
-            torch.tensor(time), held,
-        )  # fmt: skip
-
-    later = remember([6, 5], memory)
-    assert [sorted(row) for row in later.times.tolist()] == [[0, 4, 5, 6], [-1, -1, 4, 5]]
-    assert not torch.equal(later.features[1], memory.features[1])  # frame 5 was replaced
-    begun = remember([0, 4], memory)
-    assert torch.equal(begun.times, memory.times)  # the first frame, shown once more
-    for row in range(2):
-        assert not torch.equal(begun.features[row, 0], memory.features[row, 0])
-        assert torch.equal(begun.features[row, 1:], memory.features[row, 1:])
-
-
-def test_frames_count_while_they_are_near_and_the_first_one_always() -> None:
-    times = torch.tensor([[0, 7, 8, 9], [5, 3, 4, -1], [-1, -1, -1, -1], [2, 9, 10, 11]])
-    counted = within(times, torch.tensor([10, 6, 3, 10]))
-    assert counted.tolist() == [
-        [True, True, True, True],
-        [True, True, True, False],
-        [False, False, False, False],
-        [True, True, False, False],  # neither this frame nor a later one
-    ]
-
-
-@torch.no_grad()
-def test_an_absent_object_is_remembered_as_absent_whatever_its_mask(model: CellSam2) -> None:
-    encoded = encode(model, images(1))
-    answer = model.answer(encoded, zeros(2), points(2))
-
-    def remember(presence: Tensor) -> Memory:
-        return model.remember(
-            encoded, zeros(2), answer.masks[:, 0], answer.tokens[:, 0], presence, zeros(2)
-        )
-
-    absent = remember(torch.tensor([False, False]))
-    assert torch.equal(absent.features[0], absent.features[1])
-    assert torch.equal(absent.pointers[0], absent.pointers[1])
-    mixed = remember(torch.tensor([-0.5, 0.5]))
-    assert torch.allclose(mixed.features[0], absent.features[0])
-    assert not torch.allclose(mixed.features[1], absent.features[1])
 
 
 @torch.no_grad()
@@ -388,49 +262,3 @@ def test_fresh_heads_expect_what_is_likely() -> None:
     assert (answer.presence > 0).all()
     assert (answer.division < -2).all()
     assert encoded.heat.sigmoid().max() < 0.05
-
-
-@torch.no_grad()
-def test_a_memory_acts_at_its_own_place_before_anything_is_learned() -> None:
-    """Else a small network takes hours to find out that it can follow anything."""
-    with seeded(0):
-        model = CellSam2(build("nano", 128), "nano").eval()
-        encoded = encode(model, torch.rand(1, 1, 128, 128))
-        middles = torch.rand(32, 2) * 112 + 8
-    low, high = torch.arange(32) * 4 + 2, torch.arange(8) * 16 + 8
-
-    def distance(grid: Tensor) -> Tensor:
-        y, x = (middles[:, i, None, None] for i in range(2))
-        return ((grid[:, None] - y).square() + (grid - x).square()).sqrt()
-
-    masks = torch.where(distance(low) < 9, 6.0, -6.0)
-    tokens = torch.zeros(32, 64)
-    memory = model.remember(encoded, zeros(32), masks, tokens, torch.ones(32).bool(), zeros(32))
-    seen = model._look_back(
-        encoded.embedding[zeros(32)], encoded.position, recall(memory, torch.ones_like(zeros(32)))
-    )
-    differs = (seen - seen.mean(0)).square().mean(1)
-    far = distance(high)
-    assert differs[far < 10].mean() > 20 * differs[far > 40].mean()
-    assert differs[far < 10].mean() > 0.05
-
-
-@torch.no_grad()
-def test_half_precision_changes_little_and_halves_memories(model: CellSam2) -> None:
-    asked, time = points(3), torch.ones(3, dtype=torch.int64)
-
-    def follow() -> tuple[Answer, Memory]:
-        encoded = encode(model, images(1))
-        answer = model.answer(encoded, zeros(3), asked)
-        memory = model.remember(
-            encoded, zeros(3), answer.masks[:, 0], answer.tokens[:, 0], torch.ones(3).bool(),
-            zeros(3),
-        )  # fmt: skip
-        return model.answer(encoded, zeros(3), None, memory, time), memory
-
-    exact, _ = follow()
-    with torch.autocast("cpu", torch.bfloat16):
-        rough, memory = follow()
-    assert memory.features.dtype == memory.pointers.dtype == torch.bfloat16
-    assert rough.masks.dtype == torch.float32
-    assert (rough.masks - exact.masks).abs().max() < 0.1 * exact.masks.abs().max()

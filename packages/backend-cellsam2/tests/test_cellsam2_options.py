@@ -45,7 +45,6 @@ def test_the_defaults_are_those_of_cellsam2() -> None:
         ({"correction_points": 0, "truth_click_probability": 0.5}, "--truth-click-probability"),
         ({"box_probability": 0, "box_noise": 0.2}, "--box-noise"),
         ({"illumination_probability": 0, "illumination_range": 0.2}, "--illumination-range"),
-        ({"checkpoint": "a.pt", "model_type": "nano"}, "--checkpoint does nothing"),
         ({"strategy": "fsdp"}, "--strategy fsdp"),
         ({"augment_slices": "each"}, "--augment-slices"),
         ({"swap_depth_probability": 0.5}, "--swap-depth-probability"),
@@ -74,9 +73,28 @@ def test_presets_are_valid(preset: str) -> None:
     assert own and options.model_dump(include=set(own)) == own
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, {"base_lr", "head_lr", "vision_lr", "layer_decay"}),
+        ({"freeze_encoder": True}, {"base_lr", "head_lr"}),
+        ({"use_lora": True}, set()),
+    ],
+)
+def test_the_rates_of_a_preset_give_way(given: dict[str, Any], kept: set[str]) -> None:
+    stored = {n: v for n, v in spec().presets["scratch"].items() if n != "threads"}
+    found = CellSam2Options.over(stored, given)
+    rates = {"base_lr", "head_lr", "vision_lr", "layer_decay"}
+    assert found.keys() & rates == kept and stored.keys() - rates <= found.keys()
+    parse(CellSam2Options, found)
+    with pytest.raises(ConfigError, match="--vision-lr"):
+        typed = {"use_lora": False, "freeze_encoder": True, "vision_lr": 1e-4}
+        parse(CellSam2Options, CellSam2Options.over(stored, typed))
+
+
 def test_names_that_users_of_cellsam2_know() -> None:
     given = {"num_epochs": 5, "loss_mask": 10.0, "num_frames": 4}
     found = unaliased(given, spec().aliases)
     assert found == {"epochs": 5, "mask_weight": 10.0, "num_frames": 4}
-    known = {*CellSam2Options.model_fields, *TrainSettings.model_fields, "images", "output"}
+    known = {*CellSam2Options.model_fields, *TrainSettings.model_fields}
     assert set(spec().aliases.values()) <= known

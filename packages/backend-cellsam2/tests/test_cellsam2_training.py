@@ -213,6 +213,8 @@ def test_it_starts_from_a_file_and_from_a_run(movies: Any, tmp_path: Path) -> No
     start = load_file(tmp_path / "start" / "weights.safetensors")
     assert all(torch.equal(value, start[name]) for name, value in weights(job).items())
     assert trained.base_weights[0].name == "start"
+    named = replace(job, options=job.options.model_copy(update={"model_type": "nano"}))
+    assert run(named)[0].base_weights == trained.base_weights
     with pytest.raises(ConfigError, match=r"holds a nano, not a sam2\.1_hiera_tiny"):
         run(
             replace(job, options=job.options.model_copy(update={"model_type": "sam2.1_hiera_tiny"}))

@@ -109,6 +109,24 @@ def test_without_seg_the_other_scores_are_there(tmp_path: Path) -> None:
     assert scores["TRA"] > 0.5
 
 
+@pytest.mark.parametrize("frame", [0, 9])
+def test_segmentation_truth_without_tracking_truth(tmp_path: Path, frame: int) -> None:
+    found, truth = write_sequence(tmp_path, *pair(5))
+    for number in reversed(range(5)):
+        mask = truth / "TRA" / f"man_track{number:03}.tif"
+        mask.rename(mask.with_name(f"man_track{number + 2:03}.tif"))
+    drawn, *others = sorted((truth / "SEG").iterdir())
+    drawn.rename(drawn.with_name(f"man_seg{frame:03}.tif"))
+    for other in others:
+        other.unlink()
+    table = truth / "TRA" / "man_track.txt"
+    rows = [[int(n) for n in line.split()] for line in table.read_text().splitlines()]
+    table.write_text("".join(f"{i} {a + 2} {b + 2} {p}\n" for i, a, b, p in rows))
+    with pytest.raises(DataError, match="segmentation truth of frame") as caught:
+        evaluate_tracks(found, truth)
+    assert f"of frame {frame - 2}, counted from the first" in str(caught.value)
+
+
 def test_our_own_outputs_score_as_their_export(tmp_path: Path) -> None:
     """A track with a gap, and a mother who goes on, which the challenge does not allow."""
     masks = np.zeros((5, 8, 20), np.uint16)

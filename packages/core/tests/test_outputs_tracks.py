@@ -61,6 +61,31 @@ def test_volumes(tmp_path: Path) -> None:
     assert found[4] == (2, 3, 2)
 
 
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+@pytest.mark.parametrize("group", [1, 3])
+def test_tables_are_the_same_in_parts(
+    tmp_path: Path, format: str, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet
+
+    rows = ({}, *DIVIDING, {})
+    result = tracked_result(rows, tuple(Track(t.id, t.begin + 1, t.end + 1) for t in TRACKS))
+    paths = []
+    for place in ("whole", "parts"):
+        output = output_for(format, tmp_path / place, "movie", "cells")
+        write(result, output)
+        paths.append(output.path)
+        monkeypatch.setattr("cellseg.outputs.table._GROUP", group)
+    if format == "csv":
+        whole, parts = (path.read_text() for path in paths)
+        assert whole.count("\n") == 1 + sum(map(len, rows))
+    else:
+        assert pyarrow.parquet.ParquetFile(paths[1]).num_row_groups > 1
+        whole, parts = (pyarrow.parquet.read_table(path) for path in paths)
+        assert whole["frame"].to_pylist() == [i for i, row in enumerate(rows) for _ in row]
+    assert whole == parts
+
+
 def test_a_gap_makes_two_tracks(tmp_path: Path) -> None:
     rows = ({1: 0, 2: 3}, {2: 3}, {1: 0, 2: 3}, {}, {1: 0})
     found = written(rows, (Track(1, 0, 4), Track(2, 0, 2)), tmp_path)

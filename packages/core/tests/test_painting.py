@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellseg.painting import paint
+from cellseg.painting import largest_pieces, paint
 
 SQUARE = np.ones((1, 4, 4), bool)
 
@@ -62,3 +62,23 @@ def test_what_cannot_be_painted() -> None:
         paint([SQUARE], [], [0.5], (1, 4, 4))
     with pytest.raises(ValueError, match="between 0 and 1"):
         paint([SQUARE], [(0, 0, 0)], [1.5], (1, 4, 4))
+
+
+def test_the_largest_piece_of_each_label_stays() -> None:
+    labels = np.array(
+        [
+            [1, 1, 0, 2, 0, 1],
+            [0, 0, 1, 2, 0, 1],  # touches the first piece at a corner
+            [2, 0, 0, 0, 0, 0],
+            [2, 0, 3, 0, 3, 0],
+        ],
+        np.uint32,
+    )
+    wanted = labels.copy()
+    wanted[:2, 5] = 0
+    wanted[2:, 0] = 0  # as large as the other, which comes first
+    wanted[3, 4] = 0
+    found = largest_pieces(labels)
+    assert found.dtype == np.uint32
+    np.testing.assert_array_equal(found, wanted)
+    assert not largest_pieces(np.zeros((3, 4), np.uint32)).any()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from engine_fakes import digest, read
 from tracking_fakes import FRAMES, as_true, lineage_of, run, truth
 

@@ -89,6 +89,10 @@ def test_gaps_are_counted_and_drawn_thin(tmp_path) -> None:
     assert "missing in 1 to 2" in page
     line = re.search(r'<path class="track" d="([^"]+)"', page)
     assert line and line[1].count("M") == 2
+    frames = [_with(7, 5, 5), _blank(), _with(7, 5, 5)]
+    lineage = Lineage.of([Track(7, 0, 2)])
+    page = write_tracks_page(tmp_path / "b.html", "gap", None, frames, lineage, SIZE).read_text()
+    assert ">1 frame in which a track is missing<" in page.replace("\n", "")
 
 
 def test_a_movie_without_objects(tmp_path) -> None:
@@ -149,7 +153,7 @@ def test_every_second_frame_one_plane_and_the_middle(tmp_path) -> None:
     lineage = Lineage.of([Track(1, 0, 300)])
     page = write_tracks_page(tmp_path / "a.html", "long", None, frames, lineage, SIZE).read_text()
     assert _movie(page).n_frames == 151
-    assert "Every 2nd frame is shown. Plane 2 of 3" in page
+    assert "One frame of 2 is shown. Plane 2 of 3" in page
     assert "The middle 60 x 1536 of 60 x 1600" in page
     assert _facts(page)["Frames"] == 301
 

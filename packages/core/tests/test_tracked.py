@@ -44,6 +44,15 @@ def test_each_output_by_itself_and_in_its_folder(tmp_path: Path, format: str) ->
         assert movie.name == name
 
 
+@pytest.mark.parametrize("format", ["ome-zarr", "ctc"])
+def test_the_folder_one_is_in_has_its_name(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(output(tmp_path, format))
+    (movie,) = open_tracked(Path())
+    assert same(movie) and movie.name == "movie"
+
+
 def test_a_folder_of_several_names_each_once(tmp_path: Path) -> None:
     for format in ("tiff", "ctc", "csv", "geff"):
         output(tmp_path, format, "train/01")

@@ -146,9 +146,10 @@ def test_what_is_no_movie_is_refused(movie, tmp_path) -> None:
     tifffile.imwrite(tmp_path / "02_RES" / "mask000.tif", movie.labels[0].astype(np.uint16))
     done = tracked(tmp_path / "02_RES", tmp_path / "mask")
     assert done.frames == 1 and (tmp_path / "mask" / "02.tif").is_file(), "one frame, but a movie"
-    one = tmp_path / "one.tif"
+    one = tmp_path / "01.tif"
     tifffile.imwrite(one, movie.labels[:1])
     assert tracked(one, tmp_path / "one", axes="TYX").frames == 1
+    assert (tmp_path / "one" / "01.tif").is_file()
     plain = tmp_path / "plain.tif"
     tifffile.imwrite(plain, movie.labels)
     with pytest.raises(DataError, match="ambiguous"):
@@ -230,7 +231,7 @@ def test_spacing_of_the_labels_is_kept(movie, tmp_path) -> None:
         (["a_t0", "a_t1", "b_t0", "b_t1"], {"a_t": [0, 1], "b_t": [2, 3]}),
         (
             ["01_RES/mask000", "01_RES/mask001", "02_RES/mask000"],
-            {"01": [0, 1], "02_RES/mask": [2]},
+            {"01": [0, 1], "02": [2]},
         ),
         (["w/A/t1", "w/A/t2", "w/B/t1", "w/B/t2"], {"w/A": [0, 1], "w/B": [2, 3]}),
         (["t2", "t10", "t6"], {"root": [0, 2, 1]}),

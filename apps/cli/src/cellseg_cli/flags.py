@@ -63,7 +63,7 @@ class Given:
             ConfigError: it is not; the message names the flag, and the file or the preset if that
                 is to blame.
         """
-        every = {**self.preset, **self.configured, **self.typed}
+        every = model.over(self.preset, {**self.configured, **self.typed})
         mine = {name: value for name, value in every.items() if name in model.model_fields}
         try:
             parse(model, mine)

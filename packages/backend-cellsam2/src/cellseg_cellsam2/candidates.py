@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cc3d
 import numpy as np
 import torch  # noqa: TID253
 from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
 
+from cellseg.painting import largest_pieces
 from cellseg.torch.frames import Frame
 from cellseg.torch.masks import FoundMask, ranked, restore_masks, score_masks, suppress_masks
 from cellseg_cellsam2.cleaning import cleaned
@@ -170,7 +170,7 @@ def painted(
         if taken is not None:
             free &= ~taken[window]
         labels[window][free] = number
-    return _largest_pieces(labels)
+    return largest_pieces(labels)
 
 
 def numbered(
@@ -190,17 +190,3 @@ def numbered(
     kept = sizes >= max(least, 1)
     table = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.uint32)
     return table[labels], np.flatnonzero(kept).tolist()
-
-
-def _largest_pieces(labels: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Only the largest piece of each, the first one of equals; pixels that share a corner are
-    connected."""
-    pieces, count = cc3d.connected_components(labels, connectivity=8, return_N=True)
-    of = np.zeros(count + 1, np.uint32)
-    of[pieces.ravel()] = labels.ravel()
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    order = np.lexsort((np.arange(count + 1), -sizes, of))
-    later = np.ones(count + 1, bool)
-    later[order[np.unique(of[order], return_index=True)[1]]] = False
-    of[later] = 0
-    return np.asarray(of[pieces], np.uint32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +22,10 @@ WEIGHTS = (
     "heatmap_weight",
 )
 """The options that weight the terms of the loss."""
+_OF_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_lr")
+_OF_ENCODER = ("vision_lr", "layer_decay")
+_OF_ALL = ("base_lr", "head_lr", *_OF_ENCODER)
+"""Options of the training with low-rank updates, of the encoder without, and of all without."""
 
 
 class CellSam2Options(FitOptions, AugmentOptions):
@@ -120,11 +124,13 @@ class CellSam2Options(FitOptions, AugmentOptions):
     """Memory in MiB, for each loader process, that keeps decoded frames; 0 reads them anew for each
     clip."""
     max_num_objects: int = Field(40, ge=1)
-    """Objects of a clip that are followed at most, those that are born within it included. They are
-    drawn at random; those that divide come first."""
+    """Objects of a clip that are followed at most, those that are born within it included; two
+    daughters take the place of one mother. They are drawn at random; those that divide come
+    first."""
     max_num_bkgd_objects: int = Field(10, ge=0)
     """Points on the background of the first frame that must be answered by no object: where the
-    heatmap wrongly has peaks, else anywhere."""
+    heatmap wrongly has peaks, else anywhere. There are no more of them than objects, if the frame
+    has any."""
     box_probability: float = Field(0.5, ge=0, le=1)
     """How often an object is shown by a box instead of a point."""
     box_noise: float = Field(0.1, ge=0, le=0.5)
@@ -176,6 +182,15 @@ class CellSam2Options(FitOptions, AugmentOptions):
     noise_probability: float = Field(0.4, ge=0, le=1)
     """Add Gaussian noise."""
 
+    @classmethod
+    def over(cls, stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+        """The rates of a preset do not bind who lets other parts learn."""
+        together = {**stored, **given}
+        idle = set(_OF_ALL if together.get("use_lora", True) else _OF_LORA)
+        if together.get("freeze_encoder", False):
+            idle.update(_OF_ENCODER)
+        return super().over({n: v for n, v in stored.items() if n not in idle}, given)
+
     @field_validator("checkpoint")
     @classmethod
     def _from_any_directory(cls, path: Path | None) -> Path | None:
@@ -194,15 +209,11 @@ class CellSam2Options(FitOptions, AugmentOptions):
         if self.strategy == "fsdp":
             raise ValueError("--strategy fsdp: what learns is spread over the model; use ddp")
         if self.use_lora:
-            self._refuse(
-                ("base_lr", "vision_lr", "head_lr", "layer_decay"), "only with --no-use-lora"
-            )
+            self._refuse(_OF_ALL, "only with --no-use-lora")
         else:
-            self._refuse(
-                ("lora_rank", "lora_alpha", "lora_dropout", "lora_lr"), "only with --use-lora"
-            )
+            self._refuse(_OF_LORA, "only with --use-lora")
             if self.freeze_encoder:
-                self._refuse(("vision_lr", "layer_decay"), "--freeze-encoder leaves it as it is")
+                self._refuse(_OF_ENCODER, "--freeze-encoder leaves it as it is")
         if self.num_frames == 1:
             self._refuse(("division_share", "division_weight"), "--num-frames 1 shows no divisions")
         if not self.correction_points:

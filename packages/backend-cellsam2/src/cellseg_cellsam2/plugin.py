@@ -28,8 +28,6 @@ from cellseg_cellsam2.presets import PRESETS
 _SUMMARY = "SAM 2 that segments and tracks cells, divisions included"
 _ALIASES = {
     "num_epochs": "epochs",
-    "data_dir": "images",
-    "experiment_log_dir": "output",
     "gradient_clip": "clip",
     "loss_mask": "mask_weight",
     "loss_dice": "dice_weight",

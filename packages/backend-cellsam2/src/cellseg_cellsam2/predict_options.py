@@ -17,7 +17,7 @@ class CellSam2PredictOptions(Options):
         "Computing": ("precision", "objects_per_batch"),
         "Objects": ("presence_threshold", "pred_iou", "box_nms", "min_size", "max_hole"),
         "New objects": ("use_heatmap", "heat_threshold", "points_per_side"),
-        "Tracks": ("division_threshold", "max_gap"),
+        "Tracks": ("division_threshold", "split_by_heatmap", "max_gap"),
     }
 
     precision: Literal["32-true", "bf16", "fp16"] = "32-true"
@@ -45,6 +45,9 @@ class CellSam2PredictOptions(Options):
     """The grid has this many points along each side of a tile; with --no-use-heatmap."""
     division_threshold: float = Field(0.5, gt=0, lt=1)
     """Objects divide where the model takes it for more probable than this."""
+    split_by_heatmap: bool = True
+    """Take a followed object apart where the heatmap has several peaks in it: into its daughters
+    if both lie where it was; else it goes on as the one that it resembles. Needs the heatmap."""
     max_gap: int = Field(3, ge=0)
     """Frames that an object may be missing before its track ends."""
 
@@ -53,19 +56,20 @@ class CellSam2PredictOptions(Options):
         """What is known of the heatmap does not suit a grid, nor the other way round."""
         before = stored.get("use_heatmap", True)
         if given.get("use_heatmap", before) != before:
-            idle = ("heat_threshold", "points_per_side")
+            idle = ("heat_threshold", "split_by_heatmap", "points_per_side")
             stored = {name: value for name, value in stored.items() if name not in idle}
         return {**stored, **given}
 
     @model_validator(mode="after")
     def _options_act(self) -> CellSam2PredictOptions:
         idle, instead = (
-            ("points_per_side", "--use-heatmap")
+            (("points_per_side",), "--use-heatmap")
             if self.use_heatmap
-            else ("heat_threshold", "--no-use-heatmap")
+            else (("heat_threshold", "split_by_heatmap"), "--no-use-heatmap")
         )
-        if getattr(self, idle) != type(self).model_fields[idle].default:
-            raise ValueError(f"{flag(idle)}: nothing to do with {instead}")
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{flag(name)}: nothing to do with {instead}")
         return self
 
     @property

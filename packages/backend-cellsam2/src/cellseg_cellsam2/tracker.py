@@ -22,6 +22,7 @@ from cellseg.data import Tracked
 from cellseg.errors import DataError
 from cellseg.torch.devices import memory_errors
 from cellseg.torch.frames import Frame
+from cellseg_cellsam2.apart import take_apart
 from cellseg_cellsam2.births import find_new
 from cellseg_cellsam2.candidates import Candidates, best, choose, numbered, painted
 from cellseg_cellsam2.encoding import MEMORY_HINT, Encoder, blank, check
@@ -32,8 +33,6 @@ from cellseg_cellsam2.tracking_state import TrackingState, narrowed
 
 _SAME = 0.1
 """A new object is a track that was lost, if it overlaps its last mask by at least this IoU."""
-_NOTHING = -1024.0
-"""Logits of the mask of an object that is not there, as SAM 2 remembers it."""
 
 
 class CellTracker:
@@ -145,6 +144,9 @@ class CellTracker:
         if not parts:
             return None, np.zeros(frame.size, np.uint32)
         found = Candidates.joined(parts)
+        if options.split_by_heatmap and options.use_heatmap:
+            lost = state.missed > 0
+            found = take_apart(self._model, encoded, frame, options, found, state.seen, lost)
         found = found.select(best(found, options, last=state.missed[found.owner] > 0))
         labels, kept = numbered(painted(found.masks, frame.size), len(found), options.min_size)
         return found.select(kept), labels
@@ -171,7 +173,7 @@ class CellTracker:
         if len(after.ids):
             # Absent objects are remembered as such.
             assert after.memory is not None and after.seen is not None
-            masks = torch.full(after.seen.shape, _NOTHING, device=self._model.device)
+            masks = -torch.ones(after.seen.shape, device=self._model.device)
             tokens = masks.new_zeros(len(masks), encoded.embedding.shape[1])
             place = torch.arange(len(masks), device=masks.device)
             after = after.with_memory(self._encoded_memory(encoded, masks, tokens, after, place))

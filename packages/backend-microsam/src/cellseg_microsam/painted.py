@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cc3d
 import numpy as np
-from numpy.typing import NDArray
 
 from cellseg import Segmentation
-from cellseg.painting import paint
+from cellseg.painting import largest_pieces, paint
 from cellseg.torch.masks import FoundMask
 
 
@@ -40,26 +38,10 @@ def painted(
     )
     labels = np.asarray(drawn.labels[0], np.uint32)
     if in_one_piece:
-        labels = _largest_pieces(labels)
+        labels = largest_pieces(labels)
     sizes = np.bincount(labels.ravel(), minlength=1)
     kept = sizes >= max(min_size, 1)
     kept[0] = False
     table = np.where(kept, np.cumsum(kept), 0).astype(np.uint32)
     scores = {int(table[i]): drawn.scores[int(i)] for i in np.flatnonzero(kept)}
     return Segmentation(table[labels][None], scores)
-
-
-def _largest_pieces(labels: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Labels ``(y, x)`` with only the largest piece of each, the first one of equals; pixels that
-    share a corner are connected."""
-    pieces, count = cc3d.connected_components(labels, connectivity=8, return_N=True)
-    of = np.zeros(count + 1, np.uint32)
-    of[pieces.ravel()] = labels.ravel()
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    order = np.lexsort((np.arange(count + 1), -sizes, of))
-    first = np.ones(count + 1, bool)
-    first[1:] = of[order][1:] != of[order][:-1]
-    kept = np.zeros(count + 1, bool)
-    kept[order[first]] = True
-    result: NDArray[np.uint32] = np.where(kept[pieces], labels, np.uint32(0))
-    return result

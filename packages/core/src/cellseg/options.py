@@ -47,7 +47,7 @@ class Options(BaseModel):
 
     @classmethod
     def over(cls, stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
-        """What the user gives, over what a model brings along.
+        """What the user gives, over what a model or a preset brings along.
 
         A class whose options depend on each other leaves those of ``stored`` out that are not meant
         for what was given.

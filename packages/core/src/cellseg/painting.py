@@ -61,3 +61,23 @@ def paint(
             kept[len(kept) + 1] = float(scores[index])
             labels[inside][free] = len(kept)
     return Segmentation(labels, kept)
+
+
+def largest_pieces(labels: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Labels with only the largest piece of each, of equal ones the first; the rest is background.
+
+    Args:
+        labels: ``(y, x)``. Pixels that share a corner are connected.
+    """
+    import cc3d
+
+    pieces, count = cc3d.connected_components(labels, connectivity=8, return_N=True)
+    of = np.zeros(count + 1, np.uint32)
+    of[pieces.ravel()] = labels.ravel()
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    order = np.lexsort((np.arange(count + 1), -sizes, of))
+    later = np.ones(count + 1, bool)
+    later[order[np.unique(of[order], return_index=True)[1]]] = False
+    of[later] = 0
+    left: NDArray[np.uint32] = of[pieces]
+    return left

@@ -105,9 +105,7 @@ def _parents(lineage: Lineage, present: list[int]) -> dict[int, int]:
     return found
 
 
-def _cuts(
-    number: NDArray[np.int64], when: NDArray[np.int64], parents: dict[int, int]
-) -> list[int]:
+def _cuts(number: NDArray[np.int64], when: NDArray[np.int64], parents: dict[int, int]) -> list[int]:
     """The places of objects that their track begins anew with: the first ones of parents that are
     seen when a daughter begins, or later."""
     ids, first = np.unique(number, return_index=True)

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from cellseg.data import Sample
 from cellseg.errors import ConfigError
 from cellseg.files import make_folder, storage_errors
+from cellseg.readers.ctc_folders import TRUTH_TABLE
 from cellseg.synthetic import Seed
 from cellseg.synthetic_drawing import Camera, draw, tidy
 from cellseg.synthetic_population import Population, Shapes
+from cellseg.track_files import ctc_table
 from cellseg.tracks import Lineage, Track
 
 _ROOM = 3.2
@@ -164,8 +166,7 @@ def write_ctc(folder: Path, movies: Sequence[Movie]) -> list[Path]:
                     (segmentation / f"man_seg{frame:03d}.tif", masks),
                 ):
                     tifffile.imwrite(target, pixels, compression="zlib")
-            rows = (f"{t.id} {t.begin} {t.end} {t.parent}\n" for t in movie.lineage.tracks)
-            (tracking / "man_track.txt").write_text("".join(rows), encoding="ascii")
+            (tracking / TRUTH_TABLE).write_text(ctc_table(movie.lineage), encoding="ascii")
         written.append(folder / name)
     return written
 

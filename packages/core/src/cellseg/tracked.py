@@ -13,7 +13,14 @@ from cellseg.data import LazyArray
 from cellseg.errors import DataError
 from cellseg.outputs.formats import SUFFIXES, Format
 from cellseg.readers.ctc import frame_labels, listed, shifted
-from cellseg.readers.ctc_folders import RESULT_TABLE, Kind, frames, numbered, sequences
+from cellseg.readers.ctc_folders import (
+    RESULT_TABLE,
+    Kind,
+    frames,
+    numbered,
+    sequences,
+    with_name,
+)
 from cellseg.readers.ctc_folders import Sequence as Folders
 from cellseg.readers.recognise import is_zarr_node
 from cellseg.readers.stored import Stored, known_axes
@@ -59,6 +66,7 @@ def open_tracked(path: Path, role: Role | None = None) -> list[TrackedMovie]:
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder.")
+    path = with_name(path)
     if path.is_file() or is_zarr_node(path):
         return [_output(path)]
     if path.name.endswith("_RES") or (path / RESULT_TABLE).is_file():

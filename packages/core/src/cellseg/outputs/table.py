@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from itertools import chain
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -86,26 +87,32 @@ def write_csv(result: Result, path: Path) -> None:
 
 def write_parquet(result: Result, path: Path) -> None:
     """Write the object table as parquet; a missing score is null."""
-    import pyarrow
     import pyarrow.parquet
 
-    with output_file(path) as temporary:
-        writer: Any = None
-        for part in _parts(result):
+    parts = (_arrow(part) for part in _parts(result))
+    first = next(parts)
+    with (
+        output_file(path) as temporary,
+        pyarrow.parquet.ParquetWriter(str(temporary), first.schema) as writer,
+    ):
+        for table in chain([first], parts):
             result.pause()
-            arrays: dict[str, Any] = {}
-            for name, column in part.items():
-                if name == "score":
-                    arrays[name] = pyarrow.array(column, mask=np.isnan(column))
-                elif name == "class":
-                    arrays[name] = pyarrow.array(column.tolist(), pyarrow.string())
-                else:
-                    arrays[name] = pyarrow.array(column)
-            table = pyarrow.table(arrays)
-            if writer is None:
-                writer = pyarrow.parquet.ParquetWriter(str(temporary), table.schema)
             writer.write_table(table)
-        writer.close()
+
+
+def _arrow(table: dict[str, NDArray[Any]]) -> Any:
+    """A part of the table; what is missing is null."""
+    import pyarrow
+
+    arrays: dict[str, Any] = {}
+    for name, column in table.items():
+        if name == "score":
+            arrays[name] = pyarrow.array(column, mask=np.isnan(column))
+        elif name == "class":
+            arrays[name] = pyarrow.array(column.tolist(), pyarrow.string())
+        else:
+            arrays[name] = pyarrow.array(column)
+    return pyarrow.table(arrays)
 
 
 def _parts(result: Result) -> Iterator[dict[str, NDArray[Any]]]:

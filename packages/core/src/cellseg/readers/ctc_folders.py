@@ -76,7 +76,7 @@ def sequences(path: Path) -> list[Sequence]:
 
 def single(path: Path) -> Sequence:
     """The sequence whose images are in a folder, whatever it is called."""
-    return _around(_with_name(path))
+    return _around(with_name(path))
 
 
 def is_ctc(path: Path) -> bool:
@@ -128,7 +128,7 @@ def _tiffs(folder: Path) -> Iterator[Path]:
 
 def _named(path: Path) -> Sequence | None:
     """The sequence that a folder with images or gold truth belongs to."""
-    real = _with_name(path)
+    real = with_name(path)
     if real.name.endswith(GOLD) and real.name != GOLD:
         return _around(real.with_name(real.name.removesuffix(GOLD)))
     if _holds_frames(real):
@@ -136,7 +136,7 @@ def _named(path: Path) -> Sequence | None:
     return None
 
 
-def _with_name(path: Path) -> Path:
+def with_name(path: Path) -> Path:
     """The path itself, unless it is one like ``.``, which does not say what a folder is called."""
     return path if path.name not in ("", "..") else path.resolve()
 

@@ -165,12 +165,12 @@ class _Movie:
         height, width = (part.stop - part.start for part in self.window)
         parts = []
         if self.step > 1:
-            parts.append(f"Every {self.step}th frame is shown.".replace(" 2th", " 2nd"))
+            parts.append(f"One frame of {self.step} is shown.")
         if depth > 1:
             parts.append(f"Plane {self.plane} of {depth} is shown, counted from 0.")
         if [height, width] != shape:
             parts.append(f"The middle {height} x {width} of {shape[0]} x {shape[1]} is shown.")
-        return " ".join(parts).replace(" 3th", " 3rd")
+        return " ".join(parts)
 
 
 def _ids(labels: LazyArray) -> list[int]:
@@ -192,13 +192,14 @@ def _facts(lineage: Lineage, frames: int, seen: _Seen) -> list[tuple[str, int, s
     died = sum(t.end < frames - 1 and t.id not in lineage.daughters for t in lineage.tracks)
     missing = sum(b - a + 1 for gaps in seen.gaps.values() for a, b in gaps)
     gaps = sum(map(len, seen.gaps.values()))
+    absent = f"{missing} frame" + "s" * (missing != 1)
     return [
         ("Frames", frames, ""),
         ("Tracks", len(lineage.tracks), f"{seen.counts[0]} in the first frame"),
         ("Divisions", len(lineage.divisions), "into two or more"),
         ("Births", born, "after the first frame, without a mother"),
         ("Deaths", died, "before the last frame, without daughters"),
-        ("Gaps", gaps, f"{missing} frames in which a track is missing" if gaps else ""),
+        ("Gaps", gaps, f"{absent} in which a track is missing" if gaps else ""),
     ]
 
 

@@ -163,6 +163,8 @@ def _matched(
         hint = "A pair has one name; --prediction-suffix and --truth-suffix are cut off first."
         if spare and not missing:
             hint += " To leave these predictions out, give --allow-missing-truth."
+        if any("man_track" in name for name in theirs):
+            hint += " Tracks of the Cell Tracking Challenge are scored with --ctc."
         raise DataError(
             f"{where}: {len(missing) + len(spare)} label images have no partner; "
             f"{'; '.join(parts)}.",

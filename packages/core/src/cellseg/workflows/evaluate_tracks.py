@@ -228,8 +228,11 @@ def _pieces(truth: TrackedMovie) -> Mapping[int, Mapping[int | None, LazyArray]]
     """The segmentation truth by frame, then by plane, None being the whole frame."""
     found: dict[int, dict[int | None, LazyArray]] = {}
     for (frame, plane), labels in (truth.segmentation or {}).items():
-        if not frame < len(truth.frames):
-            raise DataError(f"{truth.path}: has segmentation truth of frame {frame}, but no masks.")
+        if not 0 <= frame < len(truth.frames):
+            raise DataError(
+                f"{truth.path}: has segmentation truth of frame {frame}, counted from the first "
+                "mask in TRA, but no mask there."
+            )
         found.setdefault(frame, {})[plane] = labels
     return found
 

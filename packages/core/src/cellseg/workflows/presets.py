@@ -93,7 +93,7 @@ def with_preset(plugins: Plugins, backend: str, name: str, **changes: object) ->
     spec = plugins.get(TrainerSpec, backend)
     wanted = unaliased(changes, spec.aliases)
     chosen = {option: wanted[option] for option in CHOICES if option in wanted}
-    values = {**preset_options(plugins, spec, name, chosen), **wanted}
+    values = spec.options.over(preset_options(plugins, spec, name, chosen), wanted)
     core, own = TrainSettings.model_fields, spec.options.model_fields
     return {
         "settings": parse(TrainSettings, {n: v for n, v in values.items() if n in core}),

@@ -23,7 +23,11 @@ from sam2.modeling.memory_encoder import (  # noqa: TID253
 )
 from sam2.modeling.position_encoding import PositionEmbeddingSine  # noqa: TID253
 from sam2.modeling.sam.prompt_encoder import PromptEncoder  # noqa: TID253
-from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer  # noqa: TID253
+from sam2.modeling.sam.transformer import (  # noqa: TID253
+    Attention,
+    RoPEAttention,
+    TwoWayTransformer,
+)
 from sam2.modeling.sam2_base import SAM2Base  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
@@ -187,9 +191,21 @@ def build_small(widths: Widths, side: int) -> nn.Module:
     decoder.transformer = TwoWayTransformer(
         depth=2, embedding_dim=width, num_heads=4, mlp_dim=4 * width
     )
+    _look_alike(decoder.transformer)
     nn.init.constant_(decoder.pred_obj_score_head.layers[-1].bias, 2.0)
     _look_near(model.memory_attention, model.memory_encoder)
     return model
+
+
+def _look_alike(transformer: TwoWayTransformer) -> None:
+    """Let prompts and places of the image attend to what is like them: queries and keys are one at
+    first, so that a prompt is near its own place from the first step on."""
+    for module in transformer.modules():
+        if isinstance(module, Attention) and module.q_proj.in_features == module.k_proj.in_features:
+            nn.init.orthogonal_(module.q_proj.weight)
+            module.k_proj.weight.data.copy_(module.q_proj.weight)
+            for linear in (module.q_proj, module.k_proj):
+                nn.init.zeros_(linear.bias)
 
 
 def _look_near(attention: MemoryAttention, encoder: MemoryEncoder) -> None:
