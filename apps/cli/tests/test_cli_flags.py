@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -149,3 +150,24 @@ def test_the_last_of_several_values_counts() -> None:
     line = Arguments(("--backend", "a", "--backend=b", "data"))
     assert line.value("--backend") == "b"
     assert line.value("--config") is None
+
+
+class Dependent(Options):
+    learns: bool = True
+    """A switch."""
+    rate: float = 1.0
+    """Means something only where it learns."""
+
+    @classmethod
+    def over(cls, stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+        left = {} if given.get("learns") is False else stored
+        return super().over(left, given)
+
+
+@pytest.mark.parametrize("where", ["typed", "configured"])
+def test_options_of_a_preset_give_way_as_their_class_says(where: str) -> None:
+    preset = {"rate": 2.0, "seed": 5}
+    assert Given(**{where: {}}, preset=preset).values(Dependent) == {"rate": 2.0}
+    given = Given(**{where: {"learns": False}}, preset=preset)
+    assert given.values(Dependent) == {"learns": False}
+    assert given.values(Inherited) == {"seed": 5}

@@ -10,6 +10,7 @@ from cellseg.errors import ConfigError
 from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.specs import TrainerSpec
+from cellseg.workflows.presets import with_preset
 from cellseg.workflows.train_settings import TrainSettings
 from cellseg_cellsam2.options import WEIGHTS, CellSam2Options
 
@@ -90,6 +91,12 @@ def test_the_rates_of_a_preset_give_way(given: dict[str, Any], kept: set[str]) -
     with pytest.raises(ConfigError, match="--vision-lr"):
         typed = {"use_lora": False, "freeze_encoder": True, "vision_lr": 1e-4}
         parse(CellSam2Options, CellSam2Options.over(stored, typed))
+
+
+def test_a_preset_is_taken_with_a_frozen_encoder() -> None:
+    asked = with_preset(Plugins(), "cellsam2", "scratch", freeze_encoder=True)
+    options = parse(CellSam2Options, asked["options"])
+    assert options.freeze_encoder and not options.use_lora and options.base_lr == 2e-3
 
 
 def test_names_that_users_of_cellsam2_know() -> None:

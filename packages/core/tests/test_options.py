@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from cellseg.errors import ConfigError
-from cellseg.options import Options, parse, read_config
+from cellseg.options import Options, parse, read_config, refuse_unknown
 
 
 class Optimiser(Options):
@@ -37,6 +37,12 @@ def test_an_unknown_option_is_an_error_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"a.yaml: unknown option 'lerning_rate'") as error:
         parse(Mine, {"lerning_rate": 1}, "a.yaml")
     assert error.value.hint == "Did you mean 'learning_rate'?"
+
+
+def test_known_options_are_listed_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        refuse_unknown(["zzz"], ["epochs", "seed", "epochs"])
+    assert error.value.hint == "Known: epochs, seed."
 
 
 def test_a_bad_value_names_the_flag() -> None:

@@ -108,6 +108,22 @@ def test_a_finished_run_is_left_alone_unless_told_to_train_longer(
     assert "all 3 epochs" in str(notes[-1])
 
 
+def test_a_stopped_run_may_end_early_and_go_on_later(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    stop = iter([False] * 4)
+    with pytest.raises(InterruptedRunError):
+        train(plugins, "otsu", data, run, settings=settings(), interrupted=lambda: next(stop, True))
+    notes: list[cs.Event] = []
+    resume(plugins, run, epochs=1)
+    resume(plugins, run, emit=notes.append)
+    assert "all 1 epochs" in str(notes[-1])
+    ended = resume(plugins, run, epochs=2)
+    steps = [event.step for event in ended.events() if isinstance(event, cs.Progress)]
+    assert steps == list(range(1, 9))
+
+
 def test_a_fast_development_run_is_finished(plugins: Plugins, data: Path, tmp_path: Path) -> None:
     run = train(plugins, "otsu", data, tmp_path / "run", settings=settings())
     request = json.loads((run.path / "run.json").read_text())

@@ -110,7 +110,7 @@ def given_twice(one: str, other: str, source: str = "") -> ConfigError:
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], source: str = "") -> None:
     """Raise a ConfigError for the first name in ``given`` that is not ``known``."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     for name in given:
         if name not in known:
             close = get_close_matches(name, known, n=1)

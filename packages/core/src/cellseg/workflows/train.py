@@ -326,6 +326,9 @@ class _Session:
 
         try:
             trained = spec.train(job, record)
+            if not started:  # no more steps were asked for than had been done
+                done = [each.step for each in self.run.events() if isinstance(each, Progress)]
+                self.run.record(Resumed(max(done, default=0), self.settings.epochs))
             first = self.material.train[0]
             Bundle(
                 backend=self.request.backend,
