@@ -91,12 +91,12 @@ def quarter(*masks: Tensor) -> Tensor:
 
 
 def apart(
-    model: Boxes, found: Candidates, before: Tensor, lost: bool = False, **given: Any
+    model: Boxes, found: Candidates, before: Tensor, stable: bool = True, **given: Any
 ) -> Candidates:
     options = CellSam2PredictOptions(**given)
     seen = quarter(before) > 0.5
     encoded: Any = model.encoded()
-    return take_apart(model, encoded, FRAME, options, found, seen, np.array([lost]))  # type: ignore[arg-type]
+    return take_apart(model, encoded, FRAME, options, found, seen, np.array([stable]))  # type: ignore[arg-type]
 
 
 def test_two_cells_where_the_one_was_are_its_daughters() -> None:
@@ -120,10 +120,10 @@ def test_one_peak_changes_nothing_and_asks_nothing() -> None:
     assert model.asked == 0
 
 
-def test_what_was_lost_is_left_alone() -> None:
+def test_what_is_new_or_was_lost_is_left_alone() -> None:
     both = plane(LEFT, RIGHT)
     found = followed(both)
-    assert apart(Boxes(LEFT, RIGHT), found, before=both, lost=True) is found
+    assert apart(Boxes(LEFT, RIGHT), found, before=both, stable=False) is found
 
 
 def test_two_peaks_in_one_cell_are_one_cell() -> None:

@@ -38,7 +38,7 @@ def take_apart(
     options: CellSam2PredictOptions,
     found: Candidates,
     before: Tensor | None,
-    lost: NDArray[np.bool_],
+    stable: NDArray[np.bool_],
 ) -> Candidates:
     """The same, with the cells of masks that cover several.
 
@@ -53,10 +53,10 @@ def take_apart(
         options: thresholds.
         found: what followed objects answer; those that divide have two masks.
         before: ``(o, 4g, 4g)`` bool: the mask that each object had before.
-        lost: ``(o,)``: objects that the frame before did not show; they are left alone.
+        stable: ``(o,)``: objects that may be taken apart; the others are left alone.
     """
     owners, counts = np.unique(found.owner, return_counts=True)
-    whole = set(owners[counts == 1].tolist()) - set(np.flatnonzero(lost).tolist())
+    whole = {int(owner) for owner in owners[counts == 1] if stable[owner]}
     nowhere = np.zeros(frame.size, bool)
     points, _ = points_to_ask(encoded.heat[0], frame, options, nowhere)
     if before is None or not whole or not len(points):

@@ -33,6 +33,9 @@ from cellseg_cellsam2.tracking_state import TrackingState, narrowed
 
 _SAME = 0.1
 """A new object is a track that was lost, if it overlaps its last mask by at least this IoU."""
+_YOUNG = 3
+"""Frames that a track must have before the heatmap may take it apart: no cell divides twice in
+so few, but heatmaps waver."""
 
 
 class CellTracker:
@@ -145,8 +148,8 @@ class CellTracker:
             return None, np.zeros(frame.size, np.uint32)
         found = Candidates.joined(parts)
         if options.split_by_heatmap and options.use_heatmap:
-            lost = state.missed > 0
-            found = take_apart(self._model, encoded, frame, options, found, state.seen, lost)
+            stable = (state.missed == 0) & (state.time - state.began >= _YOUNG)
+            found = take_apart(self._model, encoded, frame, options, found, state.seen, stable)
         found = found.select(best(found, options, last=state.missed[found.owner] > 0))
         labels, kept = numbered(painted(found.masks, frame.size), len(found), options.min_size)
         return found.select(kept), labels
@@ -188,7 +191,11 @@ class CellTracker:
             memory = self._encoded_memory(
                 encoded, part.logits, part.tokens, before, owner if known else None
             )
-            after = after.joined(ids[chosen], part.logits > 0, memory)
+            began = np.full(len(chosen), before.time)
+            if known:
+                same = ids[chosen] == before.ids[part.owner]
+                began[same] = before.began[part.owner[same]]
+            after = after.joined(ids[chosen], began, part.logits > 0, memory)
         self._state = after
 
     def _encoded_memory(

@@ -28,6 +28,8 @@ class TrackingState:
     """``(o,)``."""
     missed: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """``(o,)``: frames since each was last seen; 0 for those of the last frame."""
+    began: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """``(o,)``: the first frame of each; that of a daughter is the one that shows two of them."""
     seen: Tensor | None = None
     """``(o, 4g, 4g)`` bool, over the square: the mask of each where it was last seen; None where
     there is no track."""
@@ -57,6 +59,7 @@ class TrackingState:
             time=self.time + 1,
             ids=self.ids[kept],
             missed=self.missed[kept] + 1,
+            began=self.began[kept],
             seen=None,
             memory=None,
         )
@@ -65,12 +68,19 @@ class TrackingState:
         which = torch.from_numpy(kept).to(self.seen.device)
         return replace(state, seen=self.seen[which], memory=self.memory.select(which))
 
-    def joined(self, ids: NDArray[np.int64], seen: Tensor, memory: Memory) -> TrackingState:
+    def joined(
+        self,
+        ids: NDArray[np.int64],
+        began: NDArray[np.int64],
+        seen: Tensor,
+        memory: Memory,
+    ) -> TrackingState:
         """With more tracks, which the last frame shows."""
         more = replace(
             self,
             ids=np.concatenate([self.ids, ids]),
             missed=np.concatenate([self.missed, np.zeros_like(ids)]),
+            began=np.concatenate([self.began, began]),
             seen=seen if self.seen is None else torch.cat([self.seen, seen]),
         )
         held = [] if self.memory is None else [self.memory]
@@ -84,6 +94,7 @@ class TrackingState:
             "size": np.array(self.size or (), np.int64),
             "ids": self.ids,
             "missed": self.missed,
+            "began": self.began,
         }
         if self.memory is not None and self.seen is not None:
             found["seen_side"] = np.array(self.seen.shape[-1])
@@ -105,7 +116,7 @@ class TrackingState:
         """
         try:
             size = tuple(int(n) for n in arrays["size"])
-            ids, missed = arrays["ids"], arrays["missed"]
+            ids, missed, began = arrays["ids"], arrays["missed"], arrays["began"]
             seen, memory = None, None
             if len(ids):
                 side = int(arrays["seen_side"])
@@ -114,7 +125,7 @@ class TrackingState:
                 memory = Memory(
                     *(_tensor(arrays, name).to(device) for name in Memory.__dataclass_fields__)
                 )
-                if not len(memory) == len(seen) == len(missed):
+                if not len(memory) == len(seen) == len(missed) == len(began):
                     raise ValueError("its parts are of different numbers of objects")
             return cls(
                 int(arrays["time"]),
@@ -122,6 +133,7 @@ class TrackingState:
                 (size[0], size[1]) if size else None,
                 np.asarray(ids, np.int64),
                 np.asarray(missed, np.int64),
+                np.asarray(began, np.int64),
                 seen,
                 memory,
             )
