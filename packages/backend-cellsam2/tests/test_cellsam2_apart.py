@@ -91,12 +91,18 @@ def quarter(*masks: Tensor) -> Tensor:
 
 
 def apart(
-    model: Boxes, found: Candidates, before: Tensor, stable: bool = True, **given: Any
+    model: Boxes,
+    found: Candidates,
+    before: Tensor,
+    lost: bool = False,
+    grown: bool = True,
+    **given: Any,
 ) -> Candidates:
     options = CellSam2PredictOptions(**given)
     seen = quarter(before) > 0.5
     encoded: Any = model.encoded()
-    return take_apart(model, encoded, FRAME, options, found, seen, np.array([stable]))  # type: ignore[arg-type]
+    states = np.array([lost]), np.array([grown])
+    return take_apart(model, encoded, FRAME, options, found, seen, *states)  # type: ignore[arg-type]
 
 
 def test_two_cells_where_the_one_was_are_its_daughters() -> None:
@@ -114,16 +120,22 @@ def test_of_a_mask_that_leaked_onto_a_neighbour_the_old_part_goes_on() -> None:
     assert mask.corner == (16, 12) and mask.mask.shape == (24, 16) and mask.mask.mean() > 0.98
 
 
+def test_a_young_daughter_does_not_divide_again() -> None:
+    both = plane(LEFT, RIGHT)
+    found = apart(Boxes(LEFT, RIGHT), followed(both), before=both, grown=False)
+    assert found.owner.tolist() == [0] and found.token.tolist() == [0]
+
+
 def test_one_peak_changes_nothing_and_asks_nothing() -> None:
     model, mask = Boxes(LEFT, RIGHT), followed(plane(LEFT))
     assert apart(model, mask, before=plane(LEFT)) is mask
     assert model.asked == 0
 
 
-def test_what_is_new_or_was_lost_is_left_alone() -> None:
+def test_what_was_lost_is_left_alone() -> None:
     both = plane(LEFT, RIGHT)
     found = followed(both)
-    assert apart(Boxes(LEFT, RIGHT), found, before=both, stable=False) is found
+    assert apart(Boxes(LEFT, RIGHT), found, before=both, lost=True) is found
 
 
 def test_two_peaks_in_one_cell_are_one_cell() -> None:

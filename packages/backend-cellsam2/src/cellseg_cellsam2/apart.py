@@ -38,7 +38,8 @@ def take_apart(
     options: CellSam2PredictOptions,
     found: Candidates,
     before: Tensor | None,
-    stable: NDArray[np.bool_],
+    lost: NDArray[np.bool_],
+    grown: NDArray[np.bool_],
 ) -> Candidates:
     """The same, with the cells of masks that cover several.
 
@@ -53,10 +54,11 @@ def take_apart(
         options: thresholds.
         found: what followed objects answer; those that divide have two masks.
         before: ``(o, 4g, 4g)`` bool: the mask that each object had before.
-        stable: ``(o,)``: objects that may be taken apart; the others are left alone.
+        lost: ``(o,)``: objects that the frame before did not show; they are left alone.
+        grown: ``(o,)``: objects that may divide; of the others one cell goes on.
     """
     owners, counts = np.unique(found.owner, return_counts=True)
-    whole = {int(owner) for owner in owners[counts == 1] if stable[owner]}
+    whole = {int(owner) for owner in owners[counts == 1] if not lost[owner]}
     nowhere = np.zeros(frame.size, bool)
     points, _ = points_to_ask(encoded.heat[0], frame, options, nowhere)
     if before is None or not whole or not len(points):
@@ -82,9 +84,10 @@ def take_apart(
         if pair is None:
             kept.append(place)
             continue
-        heirs = _heirs(answers, pair, before[int(found.owner[place])])
+        one = int(found.owner[place])
+        heirs = _heirs(answers, pair, before[one], bool(grown[one]))
         taken += heirs
-        owner += [int(found.owner[place])] * len(heirs)
+        owner += [one] * len(heirs)
         token += [1, 2] if len(heirs) == 2 else [0]
     if not taken:
         return found
@@ -120,12 +123,13 @@ def _pair(answers: Candidates, mask: FoundMask, peaks: NDArray[np.intp]) -> tupl
     return None
 
 
-def _heirs(answers: Candidates, pair: tuple[int, int], before: Tensor) -> list[int]:
+def _heirs(answers: Candidates, pair: tuple[int, int], before: Tensor, divides: bool) -> list[int]:
     """Both, if they are daughters of what was there before; else the one that it is."""
     masks = answers.logits[list(pair)] > 0
     sizes = masks.flatten(1).sum(1).clamp(min=1)
     shared = (masks & before).flatten(1).sum(1)
-    if (shared >= _SISTER * sizes).all() and sizes.max() <= _ALIKE * sizes.min():
+    alike = bool(sizes.max() <= _ALIKE * sizes.min())
+    if divides and alike and bool((shared >= _SISTER * sizes).all()):
         return list(pair)
     overlap = shared / (sizes + before.sum() - shared)
     return [pair[int(overlap.argmax())]]

@@ -29,13 +29,13 @@ from cellseg_cellsam2.encoding import MEMORY_HINT, Encoder, blank, check
 from cellseg_cellsam2.model import CellSam2
 from cellseg_cellsam2.parts import Encoded, Memory
 from cellseg_cellsam2.predict_options import CellSam2PredictOptions
-from cellseg_cellsam2.tracking_state import TrackingState, narrowed
+from cellseg_cellsam2.tracking_state import EVER, TrackingState, narrowed
 
 _SAME = 0.1
 """A new object is a track that was lost, if it overlaps its last mask by at least this IoU."""
 _YOUNG = 3
-"""Frames that a track must have before the heatmap may take it apart: no cell divides twice in
-so few, but heatmaps waver."""
+"""Frames after which a daughter may divide by the heatmap: no cell divides twice in fewer, but
+heatmaps waver."""
 
 
 class CellTracker:
@@ -148,8 +148,9 @@ class CellTracker:
             return None, np.zeros(frame.size, np.uint32)
         found = Candidates.joined(parts)
         if options.split_by_heatmap and options.use_heatmap:
-            stable = (state.missed == 0) & (state.time - state.began >= _YOUNG)
-            found = take_apart(self._model, encoded, frame, options, found, state.seen, stable)
+            grown = state.time - state.began >= _YOUNG
+            lost = state.missed > 0
+            found = take_apart(self._model, encoded, frame, options, found, state.seen, lost, grown)
         found = found.select(best(found, options, last=state.missed[found.owner] > 0))
         labels, kept = numbered(painted(found.masks, frame.size), len(found), options.min_size)
         return found.select(kept), labels
@@ -191,10 +192,10 @@ class CellTracker:
             memory = self._encoded_memory(
                 encoded, part.logits, part.tokens, before, owner if known else None
             )
-            began = np.full(len(chosen), before.time)
+            began = np.full(len(chosen), EVER)
             if known:
                 same = ids[chosen] == before.ids[part.owner]
-                began[same] = before.began[part.owner[same]]
+                began = np.where(same, before.began[part.owner], before.time)
             after = after.joined(ids[chosen], began, part.logits > 0, memory)
         self._state = after
 

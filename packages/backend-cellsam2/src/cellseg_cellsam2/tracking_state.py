@@ -14,6 +14,9 @@ from torch import Tensor  # noqa: TID253
 from cellseg.errors import DataError
 from cellseg_cellsam2.parts import Memory
 
+EVER = -(1 << 40)
+"""Longer ago than any frame."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrackingState:
@@ -29,7 +32,7 @@ class TrackingState:
     missed: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """``(o,)``: frames since each was last seen; 0 for those of the last frame."""
     began: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """``(o,)``: the first frame of each; that of a daughter is the one that shows two of them."""
+    """``(o,)``: of daughters the first frame that shows two of them; else ``EVER``."""
     seen: Tensor | None = None
     """``(o, 4g, 4g)`` bool, over the square: the mask of each where it was last seen; None where
     there is no track."""
