@@ -22,7 +22,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 from _table import finish, result, table
-from cellsam2_step import memory, start_counting
 from cellseg.plugins import Plugins
 from cellseg.synthetic_movies import Movie, make_movie, write_ctc
 from cellseg.workflows.evaluate_tracks import evaluate_tracks
@@ -82,18 +81,17 @@ def trained(folder: Path) -> Path:
 def compare(base: Path, folder: Path) -> None:
     for number, (part, (count, frames)) in enumerate(PARTS.items()):
         write_ctc(folder / part, [noisy((7, number, i), frames) for i in range(count)])
-    rows: list[list[object]] = [["", *COLUMNS, "minutes", "peak MiB", "MiB of checkpoint"]]
-    rows.append(["before", *scores(base, folder / "before", folder), 0.0, 0.0, 0.0])
+    rows: list[list[object]] = [["", *COLUMNS, "minutes", "MiB of checkpoint"]]
+    rows.append(["before", *scores(base, folder / "before", folder), 0.0, 0.0])
     found = {}
     for name, options in WAYS.items():
         run = folder / name
-        start_counting("cpu")
-        before, start = memory("cpu"), time.process_time()
+        start = time.process_time()
         fine_tune(base, run, options, folder)
-        minutes, peak = (time.process_time() - start) / 60, memory("cpu") - before
+        minutes = (time.process_time() - start) / 60
         kept = sum(file.stat().st_size for file in (run / "checkpoint").rglob("*.*")) / 2**20
         found[name] = scores(run, folder / f"{name} tracked", folder)
-        rows.append([name, *found[name], minutes, peak, kept])
+        rows.append([name, *found[name], minutes, kept])
         print(f"{name}: done", flush=True)
     table(rows)
     print(WITH_A_GPU)
