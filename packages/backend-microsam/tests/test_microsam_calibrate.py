@@ -17,6 +17,7 @@ from cellseg.data import Tiling
 from cellseg.errors import ConfigError, DataError
 from cellseg.events import Event, Note
 from cellseg.specs import CalibrateJob
+from cellseg.torch.calibration import labelled_tiles
 from cellseg_microsam import calibrate as module
 from cellseg_microsam.calibrate import calibrate, search
 from cellseg_microsam.description import Description
@@ -212,12 +213,12 @@ def test_apg_asks_about_each_point_once(
 def test_a_bounded_number_of_tiles_is_evenly_chosen() -> None:
     samples = [sample(0, (16, 16)), sample(1, (320, 320)), sample(2, (48, 48), depth=3)]
     tiling = Tiling(core=(1, 64, 64), halo=(0, 8, 8))
-    tiles, truths = module._tiles(samples, tiling, 16)
+    tiles, truths = labelled_tiles(samples, tiling, 16)
     assert len(tiles) == len(truths) == 16
     for tile, truth in zip(tiles, truths, strict=True):
         assert tile.image.shape[1:] == (1, *truth.shape) and max(truth.shape) <= 80
         assert ((tile.image[0, 0] > 0.5) == (truth > 0)).mean() > 0.9, "image and labels match"
-    every, _ = module._tiles(samples, tiling, 1000)
+    every, _ = labelled_tiles(samples, tiling, 1000)
     assert len(every) == 1 + 25 + 3
 
 
@@ -229,4 +230,4 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path, model: Make) -> No
         calibrate(job(path, multimask=True), lambda event: None)
     bare = Sample(name="bare", image=np.zeros((1, 1, 20, 20), np.float32))
     with pytest.raises(DataError, match="bare has no labels"):
-        module._tiles([bare], Tiling(), 4)
+        labelled_tiles([bare], Tiling(), 4)

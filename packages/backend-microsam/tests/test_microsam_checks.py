@@ -16,7 +16,8 @@ from cellseg.errors import ConfigError
 from cellseg.normalise import Normaliser, normalised
 from cellseg.specs import TrainJob
 from cellseg.testing import blobs
-from cellseg_microsam.checks import check_images, export_target
+from cellseg.torch.pixels import check_pixels
+from cellseg_microsam.checks import export_target
 from cellseg_microsam.options import MicrosamOptions
 
 
@@ -40,10 +41,10 @@ def make_job(folder: Path, sample: Any = None, **options: Any) -> TrainJob[Micro
 def test_images_of_one_or_three_channels_are_taken(channels: int, tmp_path: Path) -> None:
     job = make_job(tmp_path, blobs(1, channels=channels))
     if channels in (1, 3):
-        check_images(job)
+        check_pixels(job.train, "Segment Anything")
         return
     with pytest.raises(ConfigError, match=f"{channels} channels") as error:
-        check_images(job)
+        check_pixels(job.train, "Segment Anything")
     assert "--channels" in (error.value.hint or "")
 
 
@@ -58,10 +59,10 @@ def test_images_are_normalised_to_what_segment_anything_takes(
     sample = replace(sample, image=np.clip(sample.image * scale + 0.4, 0, None))
     job = make_job(tmp_path, normalised(sample, Normaliser(method=method)))
     if not refused:
-        check_images(job)
+        check_pixels(job.train, "Segment Anything")
         return
     with pytest.raises(ConfigError, match=f"--normalise {method}") as error:
-        check_images(job)
+        check_pixels(job.train, "Segment Anything")
     assert "percentile" in (error.value.hint or "")
 
 

@@ -57,6 +57,12 @@ def find_peaks(heat: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     return torch.stack([x, y], 1)[order].float(), values
 
 
+def places_of(cells: Tensor, heat: Tensor, side: int) -> Tensor:
+    """Where cells ``(n, 2)`` of a heatmap lie in the square of ``side`` pixels: their middles, 0
+    being the middle of the first pixel."""
+    return (cells + 0.5) * (side / heat.shape[-1]) - 0.5
+
+
 def points_to_ask(
     heat: Tensor, frame: Frame, options: CellSam2PredictOptions, taken: NDArray[np.bool_]
 ) -> tuple[Tensor, Tensor]:
@@ -73,8 +79,7 @@ def points_to_ask(
     """
     if options.use_heatmap:
         cells, likely = find_peaks(heat, options.heat_threshold)
-        step = frame.side / heat.shape[-1]
-        places = (cells + 0.5) * step - 0.5
+        places = places_of(cells, heat, frame.side)
     else:
         y, x = frame.size
         grid = point_grid(options.points_per_side) * torch.tensor([x, y])

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from cellseg import Emit
 from cellseg.classes import UNKNOWN
 from cellseg.data import Dataset, Image, Tiling
-from cellseg.engine.plan import Plan
-from cellseg.errors import ConfigError, DataError
+from cellseg.errors import ConfigError
 from cellseg.events import Note
 from cellseg.metrics import overlaps, score, tally
-from cellseg.objects import ObjectIndex, as_ids
 from cellseg.specs import CalibrateJob
+from cellseg.torch.calibration import labelled_tiles, sizes_to_try
 from cellseg.torch.devices import memory_errors
 from cellseg.torch.frames import Frame
 from cellseg_cellsam2.births import ask, choose_new, points_to_ask
@@ -33,8 +32,6 @@ _VALUES: Mapping[str, tuple[float, ...]] = {
 }
 """What is tried for each option, in this order."""
 _SIZES = (0, 5, 10, 15, 30, 50, 100, 200, 400, 800)
-_LOST = 0.02
-"""The part of the true objects that ``min_size`` may drop."""
 _WORTH = 0.005
 """What another value must gain: validation images are few, and smaller gains mostly their luck."""
 _ROUNDS = 2
@@ -143,8 +140,14 @@ def find_thresholds(
         DataError: there are no images, or one without labels.
     """
     with memory_errors(MEMORY_HINT), encoder.arithmetic():
-        tiles = [_propose(encoder, *one, options, given) for one in _tiles(samples, tiling)]
-    values: dict[str, Sequence[float]] = {**_VALUES, "min_size": _sizes(tiles)}
+        tiles = [
+            _propose(encoder, tile.image, truth, options, given)
+            for tile, truth in zip(*labelled_tiles(samples, tiling, _TILES), strict=True)
+        ]
+    values: dict[str, Sequence[float]] = {
+        **_VALUES,
+        "min_size": sizes_to_try((tile.truth for tile in tiles), _SIZES),
+    }
     if not options.use_heatmap:
         del values["heat_threshold"]
     values = {name: each for name, each in values.items() if name not in given}
@@ -203,38 +206,3 @@ def _propose(
     # The logits are not needed any more.
     small = replace(found, logits=found.logits[:, :0, :0])
     return _Proposed(frame, small, likely.cpu().numpy()[found.owner], truth)
-
-
-def _sizes(tiles: Sequence[_Proposed]) -> tuple[int, ...]:
-    """Values of ``min_size`` that keep nearly all true objects, cut ones left out."""
-    sizes: list[int] = []
-    for tile in tiles:
-        index = ObjectIndex.of(tile.truth[None])
-        high = np.array((1, *tile.truth.shape))
-        whole = ((index.low[:, 1:] > 0) & (index.high[:, 1:] < high[1:])).all(1)
-        sizes += (index.sizes[whole] if whole.any() else index.sizes).tolist()
-    if not sizes:
-        return ()
-    limit = float(np.quantile(sizes, _LOST))
-    return tuple(size for size in _SIZES if size <= limit)
-
-
-def _tiles(samples: Dataset, tiling: Tiling) -> list[tuple[Image, NDArray[np.uint32]]]:
-    """Planes evenly chosen from all tiles of all images, with the true labels of each."""
-    plans = []
-    for sample in samples:
-        if sample.labels is None:
-            raise DataError(f"{sample.name} has no labels to calibrate with.")
-        _, z, y, x = sample.image.shape
-        plans.append(Plan.cut((z, y, x), tiling, volumetric=False))
-    every = [(i, n) for i, plan in enumerate(plans) for n in range(len(plan))]
-    if not every:
-        raise DataError("There are no images to calibrate with.")
-    found = []
-    count = min(_TILES, len(every))
-    for image, number in (every[i * len(every) // count] for i in range(count)):
-        sample, box = samples[image], plans[image].read_box(number)
-        assert sample.labels is not None
-        pixels = np.asarray(sample.image[(slice(0, sample.image.shape[0]), *box.slices)])
-        found.append((pixels, as_ids(sample.labels[box.slices], sample.name)[0]))
-    return found

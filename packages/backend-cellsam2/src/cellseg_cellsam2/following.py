@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
 
 from cellseg.metrics import overlaps, tally
-from cellseg_cellsam2.births import find_peaks
+from cellseg_cellsam2.births import find_peaks, places_of
 from cellseg_cellsam2.losses import enlarged, true_iou
 from cellseg_cellsam2.matching import swapped
 from cellseg_cellsam2.model import CellSam2
@@ -197,8 +197,7 @@ class Followed:
         labels = self.truth.batch["labels"][frame]
         wanted = int(self.truth.batch["present"][:, frame].sum())
         cells, values = find_peaks(heat, _LEAST)
-        step = labels.shape[-1] / heat.shape[-1]
-        x, y = ((cells + 0.5) * step).long().unbind(1)
+        x, y = (places_of(cells, heat, labels.shape[-1]) + 0.5).long().unbind(1)
         seen: set[int] = set()
         right = []
         for label in labels[y, x].tolist():

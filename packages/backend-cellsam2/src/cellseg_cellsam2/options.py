@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from cellseg.options import flag
 from cellseg.sampling_options import AugmentOptions
 from cellseg.torch.options import FitOptions
 from cellseg.torch.sam2.sizes import Sam2Size
@@ -209,27 +208,24 @@ class CellSam2Options(FitOptions, AugmentOptions):
         if self.strategy == "fsdp":
             raise ValueError("--strategy fsdp: what learns is spread over the model; use ddp")
         if self.use_lora:
-            self._refuse(_OF_ALL, "only with --no-use-lora")
+            self.refuse_idle(_OF_ALL, "only with --no-use-lora")
         else:
-            self._refuse(_OF_LORA, "only with --use-lora")
+            self.refuse_idle(_OF_LORA, "only with --use-lora")
             if self.freeze_encoder:
-                self._refuse(_OF_ENCODER, "--freeze-encoder leaves it as it is")
+                self.refuse_idle(_OF_ENCODER, "--freeze-encoder leaves it as it is")
         if self.num_frames == 1:
-            self._refuse(("division_share", "division_weight"), "--num-frames 1 shows no divisions")
+            self.refuse_idle(
+                ("division_share", "division_weight"), "--num-frames 1 shows no divisions"
+            )
         if not self.correction_points:
-            self._refuse(("truth_click_probability",), "only with --correction-points")
+            self.refuse_idle(("truth_click_probability",), "only with --correction-points")
         if not self.box_probability:
-            self._refuse(("box_noise",), "does nothing with --box-probability 0")
+            self.refuse_idle(("box_noise",), "does nothing with --box-probability 0")
         if not self.illumination_probability:
-            self._refuse(("illumination_range",), "does nothing with --illumination-probability 0")
+            self.refuse_idle(
+                ("illumination_range",), "does nothing with --illumination-probability 0"
+            )
         shown = [n for n in WEIGHTS if n != "division_weight" or self.num_frames > 1]
         if not any(getattr(self, name) for name in shown):
             raise ValueError("all weights of the loss are 0: nothing would be learned")
         return self
-
-    def _refuse(self, names: Iterable[str], why: str) -> None:
-        """Raise where options are not at their defaults, with which they do nothing."""
-        fields = type(self).model_fields
-        given = [flag(name) for name in names if getattr(self, name) != fields[name].default]
-        if given:
-            raise ValueError(f"{' and '.join(given)}: {why}")

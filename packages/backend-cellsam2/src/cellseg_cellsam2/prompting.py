@@ -13,7 +13,7 @@ import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from cellseg.torch.regions import boxes_of, random_pixels
-from cellseg_cellsam2.births import find_peaks
+from cellseg_cellsam2.births import find_peaks, places_of
 from cellseg_cellsam2.parts import Prompts
 from cellseg_cellsam2.predict_options import CellSam2PredictOptions
 
@@ -144,8 +144,7 @@ def on_background(labels: Tensor, heat: Tensor, most: int, chances: Tensor) -> T
     taken = (labels != 0).float()[None]
     free = torch.nn.functional.max_pool2d(taken, _ERODED, 1, _ERODED // 2)[0] == 0
     cells, _ = find_peaks(heat.detach(), CellSam2PredictOptions().heat_threshold)
-    step = len(labels) / heat.shape[-1]
-    peaks = (cells + 0.5) * step - 0.5
+    peaks = places_of(cells, heat, len(labels))
     x, y = peaks.round().long().clamp(0, len(labels) - 1).unbind(1)
     peaks = peaks[free[y, x]][:most]
     random, there = random_pixels(free.expand(most, -1, -1), chances)

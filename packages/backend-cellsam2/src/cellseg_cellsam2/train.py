@@ -11,11 +11,11 @@ from cellseg.files import remove_leftovers
 from cellseg.specs import BaseWeights
 from cellseg.torch.devices import resolve_device, threads
 from cellseg.torch.loaders import Loaders
+from cellseg.torch.pixels import check_pixels
 from cellseg.torch.sam2.sizes import RANDOM
 from cellseg.torch.training import fit
 from cellseg.torch.weights import seeded
 from cellseg_cellsam2.augmenting import ClipAugmentation
-from cellseg_cellsam2.checks import check_images
 from cellseg_cellsam2.clips import ClipGrid, ClipSampler, longest_side
 from cellseg_cellsam2.encoding import Encoder
 from cellseg_cellsam2.learner import CellSam2Learner
@@ -52,7 +52,7 @@ class _Training:
         """All of it."""
         job, options = self.job, self.options
         remove_leftovers(job.model)
-        check_images(job.train)
+        check_pixels(job.train, "SAM 2")
         side = options.patch_size or min(longest_side(job.train), options.resolution)
         loaders = self._loaders(side) if job.epochs else None
         model, bases = self._start()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cellseg.options import Options, flag
+from cellseg.options import Options
 from cellseg_fewshot.encoder_names import EncoderName
 
 
@@ -65,24 +64,17 @@ class FewshotOptions(Options):
         if self.checkpoint is not None and self.encoder == "filters":
             raise ValueError("--checkpoint does nothing with --encoder filters, which needs none")
         if self.mode == "crop":
-            self._refuse(
+            self.refuse_idle(
                 ("prototypes", "background"),
                 "--mode crop compares with one prototype, and with nothing else",
             )
         else:
-            self._refuse(("target_occupancy",), "only with --mode crop")
+            self.refuse_idle(("target_occupancy",), "only with --mode crop")
         if not self.refine:
-            self._refuse(
+            self.refuse_idle(
                 ("refine_rank", "refine_steps", "refine_learning_rate"), "only with --refine"
             )
         if self.learns_from_nothing:
-            self._refuse(("refine",), "the encoder filters always learns from the examples")
-            self._refuse(("precision",), "the encoder filters computes in 32-true only")
+            self.refuse_idle(("refine",), "the encoder filters always learns from the examples")
+            self.refuse_idle(("precision",), "the encoder filters computes in 32-true only")
         return self
-
-    def _refuse(self, names: Iterable[str], why: str) -> None:
-        """Raise where options are not at their defaults, with which they do nothing."""
-        fields = type(self).model_fields
-        given = [flag(name) for name in names if getattr(self, name) != fields[name].default]
-        if given:
-            raise ValueError(f"{' and '.join(given)}: {why}")

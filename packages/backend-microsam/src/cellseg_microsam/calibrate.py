@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from cellseg import Emit, Tile
 from cellseg.classes import UNKNOWN
-from cellseg.data import Dataset, Tiling
-from cellseg.engine.plan import Plan
-from cellseg.errors import ConfigError, DataError
+from cellseg.errors import ConfigError
 from cellseg.events import Note
 from cellseg.metrics import overlaps, score, tally
-from cellseg.objects import ObjectIndex, as_ids
 from cellseg.specs import CalibrateJob
+from cellseg.torch.calibration import labelled_tiles, sizes_to_try
 from cellseg.torch.devices import memory_errors
 from cellseg.torch.masks import FoundMask
 from cellseg_microsam import ais, amg, apg
@@ -52,8 +50,6 @@ _GRIDS: Mapping[Mode, Mapping[str, tuple[float, ...]]] = {
 }
 """What is tried for each option beside what is there, in this order."""
 _SIZES = (0, 10, 15, 25, 50, 100, 200, 400, 800, 1600)
-_LOST = 0.02
-"""The part of the true objects that ``min_size`` may drop."""
 _WORTH = 0.005
 """What another value must gain: validation images are few, and smaller gains mostly their luck."""
 _ROUNDS = 2
@@ -116,7 +112,7 @@ def calibrate(job: CalibrateJob[MicrosamPredictOptions], emit: Emit) -> Mapping[
     if idle := job.options.unused(mode):
         raise ConfigError(f"{' and '.join(idle)}: nothing to do with {mode}, which is calibrated.")
     start = resolve(job.options, mode, encoder.model_type, encoder.model.device.type)
-    tiles, truths = _tiles(job.samples, job.tiling, _TILES[mode])
+    tiles, truths = labelled_tiles(job.samples, job.tiling, _TILES[mode])
     with torch.inference_mode(), memory_errors(MEMORY_HINT):
         if mode == "ais":
             maps = [decoded(encoder, encoder.encode([tile]), tile) for tile in tiles]
@@ -170,7 +166,7 @@ def _search(
     def quality(options: Resolved) -> float:
         return sum(measure(options).values()) / 2
 
-    sizes = _sizes(truths)
+    sizes = sizes_to_try(truths, _SIZES)
     grids = {**_GRIDS[start.mode], "min_size": sizes}
     grids = {name: values for name, values in grids.items() if name not in given}
     best = start
@@ -189,43 +185,6 @@ def _search(
         if best == before:
             break
     return Choice(best, measure(start), measure(best), len(truths))
-
-
-def _sizes(truths: Sequence[NDArray[np.uint32]]) -> tuple[int, ...]:
-    """Values of ``min_size`` that keep nearly all true objects, cut ones left out."""
-    sizes: list[int] = []
-    for truth in truths:
-        index = ObjectIndex.of(truth[None])
-        high = np.array((1, *truth.shape))
-        whole = ((index.low[:, 1:] > 0) & (index.high[:, 1:] < high[1:])).all(1)
-        sizes += (index.sizes[whole] if whole.any() else index.sizes).tolist()
-    if not sizes:
-        return ()
-    limit = float(np.quantile(sizes, _LOST))
-    return tuple(size for size in _SIZES if size <= limit)
-
-
-def _tiles(
-    samples: Dataset, tiling: Tiling, most: int
-) -> tuple[list[Tile], list[NDArray[np.uint32]]]:
-    """Planes evenly chosen from all tiles of all images, with the true labels of each."""
-    plans = []
-    for sample in samples:
-        if sample.labels is None:
-            raise DataError(f"{sample.name} has no labels to calibrate with.")
-        _, z, y, x = sample.image.shape
-        plans.append(Plan.cut((z, y, x), tiling, volumetric=False))
-    every = [(i, n) for i, plan in enumerate(plans) for n in range(len(plan))]
-    if not every:
-        raise DataError("There are no images to calibrate with.")
-    count = min(most, len(every))
-    tiles, truths = [], []
-    for image, number in (every[i * len(every) // count] for i in range(count)):
-        sample, box = samples[image], plans[image].read_box(number)
-        assert sample.labels is not None
-        tiles.append(Tile(image=sample.image[(slice(None), *box.slices)], spacing=sample.spacing))
-        truths.append(as_ids(sample.labels[box.slices], sample.name)[0])
-    return tiles, truths
 
 
 def _apg(encoder: Encoder, tiles: Sequence[Tile], start: Resolved) -> Segment:

@@ -6,39 +6,10 @@ import os
 from pathlib import Path
 
 from cellseg import ConfigError, TrainJob
-from cellseg.normalise import NormalisedImage
 from cellseg.torch.checkpoints import Checkpoints
 from cellseg_microsam.options import MicrosamOptions
 
 _ENDINGS = (".pt", ".pth")
-
-
-def check_images(job: TrainJob[MicrosamOptions]) -> None:
-    """Refuse images that Segment Anything cannot take.
-
-    Raises:
-        ConfigError: they have other than 1 or 3 channels, or are normalised to other than 0 to 1.
-    """
-    image = job.train[0].image
-    channels = image.shape[0]
-    if channels not in (1, 3):
-        raise ConfigError(
-            f"The images have {channels} channels, but Segment Anything takes 1 or 3.",
-            hint="Pick them: --channels 0, or --channels 0,1,2.",
-        )
-    if not isinstance(image, NormalisedImage):
-        return
-    method = image.normaliser.method
-    if method == "none":
-        plane = image[:, :1, :, :]
-        if -0.01 <= plane.min() and plane.max() <= 1.01:
-            return
-    if method in ("z-score", "none"):
-        raise ConfigError(
-            f"--normalise {method}: Segment Anything takes pixels from 0 to 1; what is beyond would"
-            " be cut off.",
-            hint="Use --normalise percentile, or min-max.",
-        )
 
 
 def export_target(job: TrainJob[MicrosamOptions]) -> Path | None:

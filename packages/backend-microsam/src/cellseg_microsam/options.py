@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cellseg.options import flag
 from cellseg.sampling_options import AugmentOptions, PatchOptions
 from cellseg.torch.options import TorchOptions
 from cellseg.torch.sam.model_types import RANDOM, ModelType
@@ -161,12 +159,12 @@ class MicrosamOptions(TorchOptions, PatchOptions, AugmentOptions):
 
     def _mode_acts(self) -> None:
         if self.mode in ("instances", "decoder"):
-            self._refuse(
+            self.refuse_idle(
                 ("n_objects", "n_sub_iterations", "mask_probability", "box_distortion"),
                 f"no prompts are trained with --mode {self.mode}",
             )
         if self.mode == "decoder":
-            self._refuse(
+            self.refuse_idle(
                 ("peft", "freeze", "recompute"), "--mode decoder freezes the encoder whole"
             )
         if self.mode == "instances" and self.freeze:
@@ -176,19 +174,19 @@ class MicrosamOptions(TorchOptions, PatchOptions, AugmentOptions):
         if self.mode == "interactive":
             if {*self.freeze} == {"image_encoder", "prompt_encoder", "mask_decoder"}:
                 raise ValueError("--freeze leaves nothing to train")
-            self._refuse(("calibrate",), "--mode interactive trains no decoder")
+            self.refuse_idle(("calibrate",), "--mode interactive trains no decoder")
         if "image_encoder" in self.freeze and self.peft != "none":
             raise ValueError("--freeze image_encoder and --peft exclude each other")
         if self.n_sub_iterations == 1:
-            self._refuse(("mask_probability",), "only with --n-sub-iterations of 2 and more")
+            self.refuse_idle(("mask_probability",), "only with --n-sub-iterations of 2 and more")
 
     def _peft_acts(self) -> None:
         if self.peft == "none":
-            self._refuse(("lora_rank", "lora_alpha", "peft_blocks"), "only with --peft")
+            self.refuse_idle(("lora_rank", "lora_alpha", "peft_blocks"), "only with --peft")
         if self.peft not in RANKED:
-            self._refuse(("lora_rank",), f"--peft {self.peft} has no rank")
+            self.refuse_idle(("lora_rank",), f"--peft {self.peft} has no rank")
         if self.peft not in ("lora", "qlora"):
-            self._refuse(("lora_alpha",), f"--peft {self.peft} has no such factor")
+            self.refuse_idle(("lora_alpha",), f"--peft {self.peft} has no such factor")
         if self.peft == "last-blocks" and not self.peft_blocks:
             raise ValueError("--peft last-blocks needs --peft-blocks, such as 10 and 11 of vit_b")
         if self.peft == "adaptformer" and self.export_path is not None:
@@ -199,25 +197,18 @@ class MicrosamOptions(TorchOptions, PatchOptions, AugmentOptions):
 
     def _sampling_acts(self) -> None:
         if not self.use_min_instance_sampler:
-            self._refuse(("min_instances",), "only with --use-min-instance-sampler")
+            self.refuse_idle(("min_instances",), "only with --use-min-instance-sampler")
         if self.n_samples is not None:
-            self._refuse(("patches_per_image",), "--n-samples says how many patches in all")
+            self.refuse_idle(("patches_per_image",), "--n-samples says how many patches in all")
         if self.mode != "decoder":
-            self._refuse(("cache_embeddings", "copies"), "only with --mode decoder")
+            self.refuse_idle(("cache_embeddings", "copies"), "only with --mode decoder")
         elif not self.cache_embeddings:
-            self._refuse(("copies",), "only with --cache-embeddings")
+            self.refuse_idle(("copies",), "only with --cache-embeddings")
         else:
-            self._refuse(
+            self.refuse_idle(
                 ("balance_classes", "cache", "cache_rate"),
                 "patches lie on a grid with --cache-embeddings, and are read once",
             )
             if self.copies == 1:
                 augmenting = [name for names in AugmentOptions.panels.values() for name in names]
-                self._refuse(augmenting, "--copies 1 keeps each patch as it is")
-
-    def _refuse(self, names: Iterable[str], why: str) -> None:
-        """Raise where options are not at their defaults, with which they do nothing."""
-        fields = type(self).model_fields
-        given = [flag(name) for name in names if getattr(self, name) != fields[name].default]
-        if given:
-            raise ValueError(f"{' and '.join(given)}: {why}")
+                self.refuse_idle(augmenting, "--copies 1 keeps each patch as it is")

@@ -18,6 +18,7 @@ from cellseg.sampling_options import AugmentOptions
 from cellseg.torch.devices import memory_errors, resolve_device, threads
 from cellseg.torch.loaders import Loaders, Numbered
 from cellseg.torch.patches import TrainingPatches, ValidationPatches
+from cellseg.torch.pixels import check_pixels
 from cellseg.torch.sam.model_types import RANDOM, backbone
 from cellseg.torch.training import fit
 from cellseg.torch.weights import seeded
@@ -28,7 +29,7 @@ from cellseg_microsam.cache import (
     encoder_checksum,
     fill,
 )
-from cellseg_microsam.checks import check_images, export_target
+from cellseg_microsam.checks import export_target
 from cellseg_microsam.description import Description
 from cellseg_microsam.fixed_patches import FixedPatches, Versions
 from cellseg_microsam.learner import MicrosamLearner
@@ -71,7 +72,7 @@ class _Training:
         """All of it."""
         job, options = self.job, self.options
         remove_leftovers(job.model)
-        check_images(job)
+        check_pixels(job.train, "Segment Anything")
         target = export_target(job)
         loaded = self._start()
         model = loaded.model

@@ -54,6 +54,14 @@ class Options(BaseModel):
         """
         return {**stored, **given}
 
+    def refuse_idle(self, names: Iterable[str], why: str) -> None:
+        """For validators: raise a ValueError that names the flags of those options that are not at
+        their defaults, with which they do nothing."""
+        fields = type(self).model_fields
+        given = [flag(name) for name in names if getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"{' and '.join(given)}: {why}")
+
 
 class NoOptions(Options):
     """For plugins with nothing to configure."""

@@ -8,7 +8,6 @@ lane goes on from there, and what it had done since is done again, with the same
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from numpy.typing import NDArray
 
 from cellseg.data import Tile, Tracked
 from cellseg.engine.items import Item, TileRef
+from cellseg.engine.records import quickly
 from cellseg.engine.segment import out_of_memory
 from cellseg.engine.state import WorkDir
 from cellseg.errors import DeviceError, PluginError, StorageError
-from cellseg.files import storage_errors
 from cellseg.specs import Tracker, TrackerMaker
 
 EVERY = 10
@@ -184,15 +183,8 @@ def state_path(work: WorkDir, item: int, place: int) -> Path:
 def _save(path: Path, step: int, state: Mapping[str, NDArray[Any]]) -> None:
     """Write the state of a tracker; a kill leaves the one before, or this one."""
     head = json.dumps({"step": step, "names": list(state)}).encode()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with storage_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, np.frombuffer(head, np.uint8), *state.values())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with quickly(path) as file:
+        np.savez(file, np.frombuffer(head, np.uint8), *state.values())
 
 
 def _load(path: Path) -> tuple[int, dict[str, NDArray[Any]]] | None:
@@ -202,7 +194,5 @@ def _load(path: Path) -> tuple[int, dict[str, NDArray[Any]]] | None:
             head = json.loads(file["arr_0"].tobytes())
             state = {name: file[f"arr_{i}"] for i, name in enumerate(head["names"], 1)}
             return int(head["step"]), state
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # cut short by a power cut; the lane is done again
+        return None  # there is none, or it was cut short by a power cut: the lane is done again

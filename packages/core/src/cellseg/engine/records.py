@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,19 +28,27 @@ _SIGHTINGS = ("ids", "parents", "own")
 _MAGIC = b"cellseg tile 1\n"
 
 
-def write_quickly(path: Path, data: bytes) -> None:
-    """Write a whole file that a kill can neither damage nor cut short.
+@contextmanager
+def quickly(path: Path) -> Iterator[BinaryIO]:
+    """A file to write whole, that a kill can neither damage nor cut short.
 
     It is not forced onto the disk: after a power cut it may be missing, and is made again.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with storage_errors(path):
         try:
-            temporary.write_bytes(data)
+            with temporary.open("wb") as file:
+                yield file
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_quickly(path: Path, data: bytes) -> None:
+    """Write all of a file as ``quickly`` does."""
+    with quickly(path) as file:
+        file.write(data)
 
 
 def save(path: Path, tile: TileLabels) -> None:

@@ -11,7 +11,7 @@ from cellseg.bundle import Bundle
 from cellseg.data import Tiling
 from cellseg.embeddings.units import Unit
 from cellseg.engine.items import Item, make_items
-from cellseg.errors import ConfigError, DataError, UsageError
+from cellseg.errors import ConfigError, DataError
 from cellseg.normalise import Normaliser
 from cellseg.options import Options, flag, parse, unaliased
 from cellseg.plugins import Plugins
@@ -35,6 +35,7 @@ from cellseg.workflows.models import (
     predictor_for,
     tiling_for,
 )
+from cellseg.workflows.output_folder import output_folder
 from cellseg.workflows.predict_objects import normaliser_of
 
 _FREE = {"output", "overwrite", "batch_size", "device", "resume"}
@@ -80,7 +81,7 @@ def resolve(
     Raises:
         CellsegError: something is missing, or does not go together.
     """
-    output = _output(settings)
+    output = output_folder(settings.output, _FILES, "there are several tables")
     model, bundle = Bundle.find(settings.model) if settings.model is not None else (None, None)
     predictor = predictor_for(plugins, settings, bundle)
     if predictor.embed is None:
@@ -140,18 +141,6 @@ def resolve(
         problems=[(item, one.problem) for item, one in pairs if one.problem is not None],
         identity=identity,
     )
-
-
-def _output(settings: EmbedSettings) -> Path:
-    output = settings.output
-    if output is None:
-        raise UsageError("Where to? --output is missing.", hint="Give --output FOLDER.")
-    if output.suffix.lower() in _FILES and not output.is_dir():
-        raise UsageError(
-            f"--output {output}: give a folder, not a file; there are several tables.",
-            hint=f"--output {output.with_suffix('')}",
-        )
-    return output
 
 
 def _cannot(plugins: Plugins, name: str) -> ConfigError:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from cellseg.metrics import OverlapTable, Scores, Tally, mean_ap_name, overlaps,
 from cellseg.plugins import Plugins
 from cellseg.workflows.evaluate_pairs import LabelPair, label_pairs
 from cellseg.workflows.evaluate_settings import EvaluateSettings
-from cellseg.workflows.evaluate_text import aligned, plain, text_of
+from cellseg.workflows.evaluate_text import aligned, mean_of, plain, text_of
 
 _ROWS_SHOWN = 20
 
@@ -171,7 +169,7 @@ def evaluate(
         settings=settings,
         images=tuple(images),
         pooled=score(tallies),
-        mean=_mean([image.scores for image in images if not image.empty], images[0].scores),
+        mean=mean_of([image.scores for image in images if not image.empty], images[0].scores),
     )
 
 
@@ -204,11 +202,3 @@ def _filtered(table: OverlapTable, settings: EvaluateSettings) -> OverlapTable:
     if settings.ignore_label is not None:
         table = table.without_label(settings.ignore_label)
     return table.at_least(settings.min_size)
-
-
-def _mean(images: Sequence[Scores], names: Scores) -> Scores:
-    means = {}
-    for name in names:
-        values = [scores[name] for scores in images if not math.isnan(scores[name])]
-        means[name] = math.fsum(values) / len(values) if values else math.nan
-    return means

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 from cellseg.metrics import Scores
 
@@ -10,6 +11,15 @@ from cellseg.metrics import Scores
 def plain(scores: Scores) -> dict[str, float | None]:
     """Scores for JSON and CSV: one that cannot be measured is None."""
     return {name: None if math.isnan(value) else value for name, value in scores.items()}
+
+
+def mean_of(scores: Sequence[Scores], names: Iterable[str]) -> Scores:
+    """The mean of each score over those that have it; NaN where none has."""
+    means = {}
+    for name in names:
+        values = [one[name] for one in scores if not math.isnan(one[name])]
+        means[name] = math.fsum(values) / len(values) if values else math.nan
+    return means
 
 
 def text_of(value: float) -> str:

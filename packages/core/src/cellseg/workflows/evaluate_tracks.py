@@ -20,7 +20,7 @@ from cellseg.strict_tracks import strict_tracks
 from cellseg.tracked import TrackedMovie, open_tracked
 from cellseg.tracks import Lineage
 from cellseg.workflows.evaluate_settings import EvaluateSettings
-from cellseg.workflows.evaluate_text import aligned, plain, text_of
+from cellseg.workflows.evaluate_text import aligned, mean_of, plain, text_of
 
 _SHOWN = ("SEG", "DET", "TRA", "LNK", "OP_CSB", "OP_CTB", "CT", "TF", "CCA", "BIO(1)")
 _DIVISIONS = tuple(f"division_{name}(1)" for name in ("precision", "recall", "f1"))
@@ -303,11 +303,7 @@ def _held(labels: LazyArray) -> LazyArray:
 
 
 def _mean(movies: Sequence[MovieScores]) -> Scores:
-    means = {}
-    for name in movies[0].scores:
-        values = [movie.scores[name] for movie in movies]
-        there = [value for value in values if not math.isnan(value)]
-        means[name] = math.fsum(there) / len(there) if there else math.nan
+    means = dict(mean_of([movie.scores for movie in movies], movies[0].scores))
     if not all(movie.result.valid for movie in movies):
         # A mean of those that are left would be too good.
         scored = next(m.scores for m in movies if not m.result.valid)

@@ -18,6 +18,7 @@ from cellseg.outputs.formats import (
     output_inside,
     probabilities_beside,
 )
+from cellseg.workflows.output_folder import refuse_file
 from cellseg.workflows.predict_settings import PredictSettings
 
 _FILES = (".tif", ".tiff", ".h5", ".hdf5", ".csv", ".parquet", ".geojson", ".png", ".zarr")
@@ -34,11 +35,7 @@ def formats_for(settings: PredictSettings, samples: Dataset) -> tuple[Format, ..
     """
     output = settings.output
     if output is not None:
-        if output.suffix.lower() in _FILES and not output.is_dir():
-            raise UsageError(
-                f"--output {output}: give a folder, not a file; each image gets its files there.",
-                hint=f"--output {output.with_suffix('')} --format tiff",
-            )
+        refuse_file(output, _FILES, "each image gets its files there", " --format tiff")
         formats = tuple(dict.fromkeys(settings.format)) or ("tiff", "csv")
         if settings.output_probs and not set(formats) & set(_WITH_VOXELS):
             raise UsageError(

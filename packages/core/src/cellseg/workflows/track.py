@@ -17,6 +17,7 @@ from cellseg.outputs.formats import Output, output_for, tracks_beside
 from cellseg.outputs.result import Result
 from cellseg.outputs.write import write
 from cellseg.plugins import Plugins
+from cellseg.workflows.output_folder import output_folder
 from cellseg.workflows.track_movies import LabelMovie, images_of, label_movies
 from cellseg.workflows.track_settings import TrackSettings
 
@@ -99,7 +100,7 @@ def track(
         InterruptedRunError: ``interrupted()`` said so.
     """
     began = time.monotonic()
-    folder = _folder(settings)
+    folder = output_folder(settings.output, _FILES, "each movie gets its files there")
     movies = label_movies(plugins, labels, settings)
     images = images_of(plugins, settings.images, movies) if settings.images else None
     jobs = [_job(movie, folder, settings) for movie in movies]
@@ -161,18 +162,6 @@ def track(
         outputs=tuple(path for job in jobs for path in job.paths),
         seconds=time.monotonic() - began,
     )
-
-
-def _folder(settings: TrackSettings) -> Path:
-    folder = settings.output
-    if folder is None:
-        raise UsageError("Where to? --output is missing.", hint="Give --output FOLDER.")
-    if folder.suffix.lower() in _FILES and not folder.is_dir():
-        raise UsageError(
-            f"--output {folder}: give a folder, not a file; each movie gets its files there.",
-            hint=f"--output {folder.with_suffix('')}",
-        )
-    return folder
 
 
 def _job(movie: LabelMovie, folder: Path, settings: TrackSettings) -> _Job:
