@@ -1,0 +1,1 @@
+"""The cellsam backend of cellseg: finds boxes, then segments them."""
