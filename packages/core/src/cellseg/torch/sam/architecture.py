@@ -61,6 +61,11 @@ class Architecture:
     above of the encoder does not count."""
 
     @property
+    def trunk_channels(self) -> int:
+        """Channels of what the image encoder knows before its neck."""
+        return 320 if self.tiny_vit else self.embed_dim
+
+    @property
     def grid(self) -> int:
         """Tokens along a side of the square."""
         return self.side // self.patch

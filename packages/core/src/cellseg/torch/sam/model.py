@@ -80,18 +80,40 @@ class SegmentAnything(nn.Module):  # type: ignore[misc]
     def encode(self, prepared: Tensor) -> Tensor:
         """Embeddings ``(n, out_channels, grid, grid)`` of what ``prepare`` gives."""
         encoder = self.sam.image_encoder
-        tiny = self.architecture.tiny_vit
-        if self.compiled:
-            for part in [encoder] if tiny else encoder.blocks:
-                if part._compiled_call_impl is None:
-                    part.compile()
-        if tiny:
+        if self.architecture.tiny_vit:
+            if self.compiled and encoder._compiled_call_impl is None:
+                encoder.compile()
             return encoder(prepared)
+        return self.neck(self.trunk(prepared))
+
+    def trunk(self, prepared: Tensor) -> Tensor:
+        """What the image encoder knows before its neck, ``(n, trunk_channels, grid, grid)``."""
+        encoder = self.sam.image_encoder
+        if self.architecture.tiny_vit:
+            return self._tiny_trunk(prepared)
+        if self.compiled:
+            for block in encoder.blocks:
+                if block._compiled_call_impl is None:
+                    block.compile()
         x = encoder.patch_embed(prepared) + encoder.pos_embed
         again = self.recompute and torch.is_grad_enabled()
         for block in encoder.blocks:
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
-        return encoder.neck(x.permute(0, 3, 1, 2))
+        return x.permute(0, 3, 1, 2)
+
+    def neck(self, features: Tensor) -> Tensor:
+        """Embeddings ``(n, out_channels, grid, grid)`` of what ``trunk`` gives."""
+        return self.sam.image_encoder.neck(features)
+
+    def _tiny_trunk(self, prepared: Tensor) -> Tensor:
+        """MobileSAM's encoder goes through its neck in one; what comes there is kept."""
+        encoder, kept = self.sam.image_encoder, []
+        hook = encoder.neck.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+        try:
+            encoder(prepared)
+        finally:
+            hook.remove()
+        return kept[0]
 
     def answer(
         self,
