@@ -22,7 +22,7 @@ LIGHT = ["errors", "events", "options", "data", "files", "specs", "hookspecs", "
          "tracks", "track_files", "readers.ctc_folders"]  # fmt: skip
 COMMANDS = ["train", "resume", "predict", "evaluate", "export", "backends", "check-data", "doctor",
             "init", "demo", "new-backend", "preview-augmentation", "augment", "data",
-            "track"]  # fmt: skip
+            "track", "tune"]  # fmt: skip
 
 
 def sources(folder: Path) -> list[Path]:

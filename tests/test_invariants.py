@@ -151,18 +151,26 @@ def run(spy: Spy, data: Path, tmp_path: Path, **values: object) -> None:
         {"normalise": "percentile", "percentile_low": 3.0},
         {"normalise": "z-score", "normalise_scope": "dataset"},
         {"normalise": "min-max", "polarity": "dark"},
+        {"polarity": "dark", "clahe": True, "clahe_kernel": 32, "gamma": 2.1},
+        {"stain_transform": "hed", "stain_eosin": 0.5, "clahe": True, "clahe_clip": 0.05},
     ],
 )
 def test_prediction_normalises_as_training_did(
     data: Path, tmp_path: Path, values: dict[str, object]
 ) -> None:
     spy = Spy()
+    if "stain_transform" in values:
+        for path in (data / "images").iterdir():
+            grey = 255 - tifffile.imread(path) // 257
+            colours = np.stack([grey // 2, grey // 3, grey], axis=-1).astype(np.uint8)
+            tifffile.imwrite(path, colours, photometric="rgb")
     settings = parse(TrainSettings, {"split": "full", **values})
     train(spy.plugins(), "spy", data, tmp_path / "run", settings=settings)
     run(spy, data, tmp_path)
     assert len(spy.trained) == len(spy.tiles) == 4
     for trained, tile in zip(spy.trained, spy.tiles, strict=True):
         assert trained.dtype == tile.dtype == np.float32
+        assert trained.std() > 0
         np.testing.assert_array_equal(trained, tile)
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from cellseg.errors import ConfigError, WeightsError
 from cellseg.events import Event
 from cellseg.specs import BaseWeights
+from cellseg.torch.lora import has_lora, merge_lora, merged_state
 from cellseg.torch.sam2.model import build
 from cellseg.torch.weights import FILE, seeded
 from cellseg_cellsam2 import weights as weights_module
 from cellseg_cellsam2.description import Description
-from cellseg_cellsam2.lora import add_lora, has_lora, learning, merge_lora, merged_state
+from cellseg_cellsam2.lora import add_lora, learning
 from cellseg_cellsam2.model import CellSam2
 from cellseg_cellsam2.parts import Memory, Prompts
 from cellseg_cellsam2.stored import load, save

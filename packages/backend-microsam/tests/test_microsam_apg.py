@@ -11,11 +11,11 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from cellseg.torch.frames import Frame
+from cellseg.torch.mask_painting import painted
 from cellseg.torch.masks import FoundMask, suppress_masks
 from cellseg_microsam.ais import Smoothed
 from cellseg_microsam.apg import answered, chosen, find_instances, find_points
 from cellseg_microsam.model import MicroSam
-from cellseg_microsam.painted import painted
 from cellseg_microsam.predict_options import MicrosamPredictOptions
 from cellseg_microsam.prompted import Prompted
 from cellseg_microsam.thresholds import Resolved, resolve

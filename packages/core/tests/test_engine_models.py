@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cellseg.bundle import Bundle
-from cellseg.data import Tiling
+from cellseg.data import Sample, Tiling
 from cellseg.errors import DataError, PluginError, UsageError
-from cellseg.normalise import Normaliser
+from cellseg.normalise import Normaliser, normalised
 from cellseg.options import parse
 from cellseg.workflows.predict import predict
 from cellseg.workflows.predict_settings import PredictSettings
@@ -81,6 +81,23 @@ def test_the_bundle_says_how(tmp_path, fakes):
     write_tiff(tmp_path / "dim" / "a.tif", (image > 0).astype(np.float32) * 0.4)
     assert run(tmp_path / "dim", model=bundle, output=tmp_path / "three").objects == 0
     assert run(tmp_path / "dim", backend="flat", output=tmp_path / "four").objects > 50
+
+
+def test_tiles_are_normalised_as_the_whole_image_was_in_training(tmp_path, fakes):
+    """Also where that takes the surroundings of each pixel, and by several processes."""
+    rng = np.random.default_rng(0)
+    image = (rng.random((150, 160)) * np.linspace(2000, 60000, 160)).astype(np.uint16)
+    write_tiff(tmp_path / "in" / "a.tif", image)
+    normaliser = Normaliser(inverted=(True,), clahe=True, clahe_kernel=32, gamma=1.5)
+    bundle = model(tmp_path / "model", normaliser=normaliser)
+    whole = normalised(Sample(name="a", image=image[None, None]), normaliser).image
+    expected = whole[:, :, :, :][0, 0] > 0.5
+    linear = Normaliser(inverted=(True,), gamma=1.5)
+    plain = linear.apply(image[None, None], linear.statistics(image[None, None]))[0, 0] > 0.5
+    assert 0.1 < (expected != plain).mean(), "it makes a difference"
+    for name, values in (("one", {}), ("two", {"workers": 2}), ("single", {"tile_size": 256})):
+        run(tmp_path / "in", model=bundle, output=tmp_path / name, **values)
+        np.testing.assert_array_equal(read(tmp_path / name / "a.tif") > 0, expected)
 
 
 def test_channels_must_be_those_of_the_training(tmp_path, fakes):

@@ -307,6 +307,17 @@ def test_stated_polarity() -> None:
         {"normalise": "z-score", "percentile_low": 5},
         {"normalise": "none", "polarity": "dark"},
         {"normalise": "none", "normalise_channels": "together"},
+        {"stain_eosin": 0.1},
+        {"stain_dab": 0.1},
+        {"clahe_kernel": 64},
+        {"clahe_clip": 0.02},
+        {"normalise": "z-score", "clahe": True},
+        {"normalise": "none", "clahe": True},
+        {"normalise": "z-score", "gamma": 2},
+        {"normalise": "none", "gamma": 0.5},
+        {"clahe": True, "clahe_clip": 1 / 256},
+        {"gamma": 0},
+        {"stain_transform": "hed", "stain_eosin": -1},
     ],
 )
 def test_options_that_contradict_are_refused(values: dict[str, object]) -> None:

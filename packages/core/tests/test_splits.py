@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cellseg.data import Sample
 from cellseg.errors import ConfigError, DataError
 from cellseg.options import parse
-from cellseg.splits import SplitOptions, Splits, make_splits, select, weighted
+from cellseg.splits import SplitOptions, Splits, held_out, make_splits, select, weighted
 
 PIXELS = np.zeros((1, 1, 2, 2), np.uint8)
 VOLUME = np.zeros((1, 100, 40, 60), np.uint8)
@@ -159,7 +159,7 @@ def test_a_splits_file_that_tears_a_movie(tmp_path: Path) -> None:
         make_splits(movies({"a": 2, "b": 1}), SplitOptions(splits=file), 0)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"train": 3}', '{"train": [], "test": []}', "\x00"])
+@pytest.mark.parametrize("text", ["", "[1]", '{"train": 3}', '{"train": [], "tests": []}', "\x00"])
 def test_damaged_splits_files(tmp_path: Path, text: str) -> None:
     file = tmp_path / "splits.json"
     file.write_text(text)
@@ -319,3 +319,68 @@ def test_samples_of_weight_0_are_not_trained_on() -> None:
     for weight in (-1.0, float("nan"), float("inf")):
         with pytest.raises(DataError, match="odd has the weight"):
             weighted([*samples, Sample(name="odd", image=PIXELS, weight=weight)])
+
+
+@given(MOVIES, st.integers(0, 99), st.floats(0.01, 0.6), st.booleans())
+def test_test_images_are_sources_of_their_own(
+    samples: list[Sample], seed: int, share: float, folded: bool
+) -> None:
+    names = sorted({s.group for s in samples})
+    values = {"split": "k-fold", "folds": 2} if folded else {}
+    options = parse(SplitOptions, {"test_fraction": share, **values})
+    kept = max(round(share * len(names)), 1)
+    if len(names) - kept < 2:
+        with pytest.raises(DataError, match="left to train and to validate on"):
+            make_splits(samples, options, seed)
+        return
+    splits = make_splits(samples, options, seed)
+    sides = [*select(samples, splits), held_out(samples, splits)]
+    groups = [{s.group for s in side} for side in sides]
+    assert all(groups) and len(groups[2]) == kept
+    assert sum(map(len, groups)) == len(set().union(*groups)) == len(names)
+    assert sum(map(len, sides)) == len(samples)
+    if folded:
+        other = make_splits(samples, options.model_copy(update={"fold": 1}), seed)
+        assert other.test == splits.test and not set(other.val) & set(splits.val)
+        assert {*other.val, *splits.val, *splits.test} == {s.name for s in samples}
+
+
+def test_keeping_a_test_moves_no_image_to_validation() -> None:
+    plain = make_splits(images(10), SplitOptions(), 3)
+    tested = make_splits(images(10), SplitOptions(test_fraction=0.3), 3)
+    assert tested.val == plain.val and len(tested.test) == 3
+    assert set(tested.train) == set(plain.train) - set(tested.test)
+
+
+def test_splits_files_may_name_a_test(tmp_path: Path) -> None:
+    file = tmp_path / "splits.json"
+    file.write_text(json.dumps({"train": ["image000"], "val": ["image001"]}))
+    assert Splits.load(file).test == (), "files of older runs have none"
+    made = Splits(train=("image000",), val=("image001",), test=("image002",))
+    made.save(file)
+    assert Splits.load(file) == made == make_splits(images(3), SplitOptions(splits=file), 0)
+    train, val = select(images(3), made)
+    assert [s.name for s in (*train, *val)] == ["image000", "image001"]
+    assert [s.name for s in held_out(images(3), made)] == ["image002"]
+
+
+@pytest.mark.parametrize(("side", "other"), [("train", "test"), ("val", "test")])
+def test_a_source_on_two_sides_with_the_test_is_refused(side: str, other: str) -> None:
+    names = {"train": ["b#0"], "val": ["c#0"], "test": ["d#0"]}
+    names[side].append("a#0")
+    names[other].append("a#1")
+    with pytest.raises(DataError, match=f"in both {side} and {other}: 'a'"):
+        select(movies({"a": 2, "b": 1, "c": 1, "d": 1}), Splits.model_validate(names))
+
+
+def test_a_test_that_does_nothing_is_refused() -> None:
+    for split in ("full", "blocks"):
+        with pytest.raises(ConfigError, match="--test-fraction goes with --split train-val or k-"):
+            parse(SplitOptions, {"split": split, "test_fraction": 0.2})
+    with pytest.raises(ConfigError, match="--splits and --test-fraction exclude"):
+        parse(SplitOptions, {"splits": "a.json", "test_fraction": 0.2})
+    divided = [sample("a", split="train"), sample("b", split="val"), sample("c", split="train")]
+    with pytest.raises(ConfigError, match="--test-fraction: the data says itself"):
+        make_splits(divided, SplitOptions(test_fraction=0.4), 0)
+    with pytest.raises(ConfigError, match=r"--folds 3 is more.*\(2, beside 1 for the test\)"):
+        make_splits(images(3), SplitOptions(split="k-fold", folds=3, test_fraction=0.3), 0)

@@ -238,9 +238,21 @@ def test_bioimageio_normalises_as_the_bundle_does(name: str, space: str) -> None
     np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_normaliser_without_words_for_it_is_refused(tmp_path: Path) -> None:
-    model = bundle(tmp_path / "model", normaliser=Normaliser(pixels="non-zero"))
-    with pytest.raises(DataError, match="--normalise-pixels"):
+@pytest.mark.parametrize(
+    ("normaliser", "flag"),
+    [
+        (Normaliser(pixels="non-zero"), "--normalise-pixels"),
+        (Normaliser(stain_transform="hed"), "--stain-transform hed"),
+        (Normaliser(clahe=True), "--clahe"),
+        (Normaliser(gamma=2.1), "--gamma 2.1"),
+        (Normaliser(gamma=2.1, dataset=Statistics(shift=(0, 0), scale=(1, 1))), "--gamma 2.1"),
+    ],
+)
+def test_a_normaliser_without_words_for_it_is_refused(
+    normaliser: Normaliser, flag: str, tmp_path: Path
+) -> None:
+    model = bundle(tmp_path / "model", normaliser=normaliser)
+    with pytest.raises(DataError, match=flag):
         write_bioimageio(toy(), PACKAGE, model, tmp_path / "m.zip", BioimageioOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

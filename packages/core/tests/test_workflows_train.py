@@ -20,6 +20,7 @@ from cellseg.errors import (
     InterruptedRunError,
     UnknownPluginError,
 )
+from cellseg.normalise import Normaliser
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset
 from cellseg.splits import Splits
@@ -292,6 +293,31 @@ def test_two_options_of_one_name_are_refused() -> None:
 
     with pytest.raises(cs.PluginError, match="both have an option 'seed'"):
         refuse_clashes(TrainSettings(), Clash())
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.1])
+def test_export_says_which_steps_a_file_lacks(
+    plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gamma: float
+) -> None:
+    def write_file(job: cs.ExportJob[Any], emit: cs.Emit) -> Path:
+        job.target.write_text("x")
+        return job.target
+
+    spec: cs.ExporterSpec[Any] = cs.ExporterSpec(
+        name="file",
+        summary="Writes a file.",
+        options=cs.NoOptions,
+        backend="otsu",
+        export=write_file,
+    )
+    monkeypatch.setattr(Plugins, "exporter", lambda *asked: spec)
+    (tmp_path / "model").mkdir()
+    Bundle(backend="otsu", normaliser=Normaliser(gamma=gamma)).save(tmp_path / "model")
+    notes: list[cs.Event] = []
+    export(plugins, tmp_path / "model", "file", tmp_path / "out", emit=notes.append)
+    texts = [note.text for note in notes if isinstance(note, cs.Note)]
+    assert len(texts) == (gamma != 1)
+    assert all("trained with --gamma 2.1" in text for text in texts)
 
 
 def test_export_packs_a_bundle(plugins: Plugins, data: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor  # noqa: TID253
 
 from cellseg import Tile
 from cellseg.data import Image
-from cellseg.errors import DataError, DeviceError
+from cellseg.torch.devices import arithmetic
 from cellseg.torch.frames import Frame
+from cellseg.torch.pixels import check_plane
 from cellseg_cellsam2.model import CellSam2
 from cellseg_cellsam2.parts import Encoded
 from cellseg_cellsam2.predict_options import CellSam2PredictOptions
 
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_HINT = (
     "Follow fewer objects at once: --objects-per-batch; compute with less: --precision bf16; or cut"
     " smaller tiles."
@@ -45,11 +45,7 @@ class Encoder:
         Raises:
             DeviceError: the device cannot compute in it.
         """
-        if options.precision == "fp16" and model.device.type == "cpu":
-            raise DeviceError(
-                "--precision fp16: a CPU does not compute in it.", hint="Use --precision bf16."
-            )
-        return cls(model, scale, _PRECISIONS.get(options.precision, torch.float32))
+        return cls(model, scale, arithmetic(options.precision, model.device))
 
     def frame(self, size: tuple[int, int]) -> Frame:
         """The place of a tile of ``size``, ``(y, x)``, in the square."""
@@ -65,7 +61,7 @@ class Encoder:
             DataError: they have neither 1 nor 3 channels, or several planes.
         """
         for image in images:
-            check(image)
+            check_plane(image, "SAM 2", "cellsam2")
         planes = np.stack([image[:, 0] for image in images]).astype(np.float32, copy=False)
         frame = self.frame((planes.shape[2], planes.shape[3]))
         dark = np.median(planes, axis=(2, 3), keepdims=True)
@@ -79,21 +75,6 @@ class Encoder:
         kind, low = self.model.device.type, self.dtype != torch.float32
         with torch.inference_mode(), torch.autocast(kind, self.dtype, enabled=low):
             yield
-
-
-def check(image: Image) -> None:
-    """Refuse images ``(c, z, y, x)`` that SAM 2 cannot take.
-
-    Raises:
-        DataError: there are neither 1 nor 3 channels, or several planes.
-    """
-    if image.shape[0] not in (1, 3):
-        raise DataError(
-            f"SAM 2 takes images of 1 or 3 channels, not {image.shape[0]}.",
-            hint="Choose them with --channels.",
-        )
-    if image.shape[1] != 1:
-        raise DataError(f"cellsam2 sees single planes, not volumes of {image.shape[1]} planes.")
 
 
 def blank(tile: Tile) -> bool:

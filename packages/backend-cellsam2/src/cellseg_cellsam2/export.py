@@ -58,7 +58,8 @@ def write_sam2(sam: nn.Module, target: Path, *, check_as: str | None) -> None:
     """
     state = {name: value.detach().cpu().contiguous() for name, value in sam.state_dict().items()}
     with replacing(target) as temporary:
-        torch.save({"model": state}, temporary)
+        with temporary.open("wb") as file:  # torch refuses names that are a suffix only
+            torch.save({"model": state}, file)
         if check_as is not None:
             _check(temporary, state, check_as)
 

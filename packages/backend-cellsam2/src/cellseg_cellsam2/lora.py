@@ -7,13 +7,8 @@ one until it learns, and can be merged into the weights.
 
 from __future__ import annotations
 
-import re
-from copy import deepcopy
-
-import torch  # noqa: TID253
-from torch import Tensor  # noqa: TID253
-
 from cellseg.errors import ConfigError
+from cellseg.torch import lora
 from cellseg_cellsam2.model import CellSam2
 
 TARGETS = (
@@ -35,7 +30,6 @@ _BESIDE = (
 what stands for no memory and for no object."""
 _IDLE = ("sam.mask_downsample.", "sam.no_mem_pos_enc")
 """What is not used here: true masks are no prompts, and objects without memories need no token."""
-_UPDATE = re.compile(r"\.lora_[AB]\.")
 
 
 def add_lora(model: CellSam2, rank: int, alpha: float, dropout: float) -> None:
@@ -50,39 +44,7 @@ def add_lora(model: CellSam2, rank: int, alpha: float, dropout: float) -> None:
     Raises:
         ConfigError: the model has updates already.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    if has_lora(model):
-        raise ConfigError("The model has low-rank updates already.", hint="Merge them first.")
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS, bias="none"
-    )
-    inject_adapter_in_model(config, model.sam)
-
-
-def has_lora(model: CellSam2) -> bool:
-    """Whether a model has updates that are not part of its weights."""
-    return any(_UPDATE.search(name) for name, _ in model.named_parameters())
-
-
-@torch.no_grad()
-def merge_lora(model: CellSam2) -> None:
-    """Make updates part of the weights, in place; what the model says stays the same, and it has
-    the parameters again that it had without. Nothing is done where there are none."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            model.set_submodule(name, module.get_base_layer())
-
-
-def merged_state(model: CellSam2) -> dict[str, Tensor]:
-    """The state dict that the model has when its updates are merged; the model stays as it is."""
-    if has_lora(model):
-        model = deepcopy(model)
-        merge_lora(model)
-    return model.state_dict()
+    lora.add_lora(model.sam, TARGETS, rank, alpha, dropout)
 
 
 def learning(model: CellSam2, *, use_lora: bool, freeze_encoder: bool) -> dict[str, list[str]]:
@@ -103,7 +65,7 @@ def learning(model: CellSam2, *, use_lora: bool, freeze_encoder: bool) -> dict[s
     Raises:
         ConfigError: ``use_lora`` is not what the model has.
     """
-    if use_lora != has_lora(model):
+    if use_lora != lora.has_lora(model):
         raise ConfigError("Low-rank updates learn if, and only if, the model has them.")
     groups: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters():
@@ -122,7 +84,7 @@ def _group(name: str, use_lora: bool, freeze_encoder: bool) -> str | None:
     if name.startswith(_NEW):
         return "heads"
     if use_lora:
-        if _UPDATE.search(name):
+        if lora.UPDATE.search(name):
             return "lora"
         return "heads" if name.startswith(_BESIDE) else None
     return "vision" if vision else "base"

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch  # noqa: TID253
 
+from cellseg.torch.lora import merged_state
 from cellseg.torch.sam2.model import build
 from cellseg.torch.weights import FILE, load_weights, save_tensors
 from cellseg_cellsam2.description import Description
-from cellseg_cellsam2.lora import merged_state
 from cellseg_cellsam2.model import CellSam2
 
 

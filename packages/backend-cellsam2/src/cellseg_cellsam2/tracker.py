@@ -22,10 +22,11 @@ from cellseg.data import Tracked
 from cellseg.errors import DataError
 from cellseg.torch.devices import memory_errors
 from cellseg.torch.frames import Frame
+from cellseg.torch.pixels import check_plane
 from cellseg_cellsam2.apart import take_apart
 from cellseg_cellsam2.births import find_new
 from cellseg_cellsam2.candidates import Candidates, best, choose, numbered, painted
-from cellseg_cellsam2.encoding import MEMORY_HINT, Encoder, blank, check
+from cellseg_cellsam2.encoding import MEMORY_HINT, Encoder, blank
 from cellseg_cellsam2.model import CellSam2
 from cellseg_cellsam2.parts import Encoded, Memory
 from cellseg_cellsam2.predict_options import CellSam2PredictOptions
@@ -89,7 +90,7 @@ class CellTracker:
             DataError: the tile has another shape than that before, or one that cannot be seen.
             DeviceError: the memory does not suffice.
         """
-        check(tile.image)
+        check_plane(tile.image, "SAM 2", "cellsam2")
         size = (tile.image.shape[2], tile.image.shape[3])
         if self._state.size not in (None, size):
             raise DataError(f"A frame of {size} pixels comes after one of {self._state.size}.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from cellseg import Emit, Tiling, Trained, TrainJob
 from cellseg.errors import ConfigError
 from cellseg.events import Note
@@ -11,6 +9,7 @@ from cellseg.files import remove_leftovers
 from cellseg.specs import BaseWeights
 from cellseg.torch.devices import resolve_device, threads
 from cellseg.torch.loaders import Loaders
+from cellseg.torch.lora import merged_name
 from cellseg.torch.pixels import check_pixels
 from cellseg.torch.sam2.sizes import RANDOM
 from cellseg.torch.training import fit
@@ -26,8 +25,6 @@ from cellseg_cellsam2.predict_options import CellSam2PredictOptions
 from cellseg_cellsam2.stored import save
 from cellseg_cellsam2.targets import TrainingClips, ValidationClips, collated
 from cellseg_cellsam2.weights import make_model
-
-_UPDATE = re.compile(r"\.lora_[AB]\..*$")
 
 
 def train(job: TrainJob[CellSam2Options], emit: Emit) -> Trained:
@@ -73,7 +70,7 @@ class _Training:
         )
         names = [name for names in learnt.values() for name in names]
         return Trained(
-            trainable=tuple(dict.fromkeys(_UPDATE.sub(".weight", name) for name in names)),
+            trainable=tuple(dict.fromkeys(merged_name(name) for name in names)),
             calibrated=calibrated,
             tiling=_tiling(side),
             base_weights=bases,

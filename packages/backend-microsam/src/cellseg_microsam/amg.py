@@ -15,8 +15,8 @@ from cellseg.torch.mask_generation import (
     point_grid,
     propose_masks,
 )
+from cellseg.torch.mask_painting import painted
 from cellseg.torch.masks import FoundMask
-from cellseg_microsam.painted import painted
 from cellseg_microsam.prompted import Prompted
 from cellseg_microsam.thresholds import Resolved
 

@@ -10,9 +10,9 @@ import torch  # noqa: TID253
 from numpy.typing import NDArray
 
 from cellseg import Segmentation
+from cellseg.torch.mask_painting import painted
 from cellseg.torch.masks import FoundMask, suppress_masks
 from cellseg_microsam.ais import Smoothed
-from cellseg_microsam.painted import painted
 from cellseg_microsam.prompted import Prompted
 from cellseg_microsam.thresholds import Resolved
 

@@ -8,20 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch  # noqa: TID253
-from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
 
 from cellseg import Tile
-from cellseg.data import Image
-from cellseg.errors import ConfigError, DataError, DeviceError
-from cellseg.torch.devices import resolve_device
+from cellseg.errors import ConfigError
+from cellseg.torch.devices import arithmetic, resolve_device
 from cellseg.torch.frames import Frame
+from cellseg.torch.pixels import check_plane, continued
 from cellseg.torch.sam.model_types import RANDOM, backbone
 from cellseg_microsam.model import MicroSam
 from cellseg_microsam.predict_options import MicrosamPredictOptions, Mode
 from cellseg_microsam.stored import load_model
 
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_HINT = (
     "Answer fewer prompts at once: --prompts-per-batch; compute with less: --precision bf16; or"
     " take a smaller model."
@@ -61,14 +59,10 @@ class Encoder:
             DeviceError: the device is not there, or cannot compute in this precision.
         """
         where = resolve_device(device)
-        if options.precision == "fp16" and where.type == "cpu":
-            raise DeviceError(
-                "--precision fp16: a CPU does not compute in it.", hint="Use --precision bf16."
-            )
+        dtype = arithmetic(options.precision, where)
         network, model_type, field, answers = _loaded(options, model)
         network = network.eval().requires_grad_(False).to(where)
         network.compiled = options.compile
-        dtype = _PRECISIONS.get(options.precision, torch.float32)
         return cls(network, model_type, field, answers, dtype)
 
     def mode(self, options: MicrosamPredictOptions) -> Mode:
@@ -122,32 +116,16 @@ class Encoder:
             DataError: the images have neither 1 nor 3 channels, or more than one plane.
         """
         for tile in tiles:
-            _check(tile.image)
+            check_plane(tile.image, "Segment Anything", "microsam")
         images = np.stack([tile.image[:, 0] for tile in tiles]).astype(np.float32, copy=False)
         frame = self.frame(tiles[0])
         if self.field:
-            images = _filled(images, max(*images.shape[2:], self.field))
+            images = continued(images, max(*images.shape[2:], self.field))
             frame = self.model.frame(images.shape[2:])
         where = self.model.device
         prepared = self.model.prepare(torch.from_numpy(images).to(where), frame)
         with torch.autocast(where.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model.encode(prepared).float()
-
-
-def _filled(images: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Images ``(n, c, y, x)``, continued at the bottom and at the right to ``side`` pixels."""
-    below, right = side - images.shape[2], side - images.shape[3]
-    return np.pad(images, ((0, 0), (0, 0), (0, below), (0, right)), mode="symmetric")
-
-
-def _check(image: Image) -> None:
-    if image.shape[0] not in (1, 3):
-        raise DataError(
-            f"Segment Anything takes images of 1 or 3 channels, not {image.shape[0]}.",
-            hint="Choose them with --channels.",
-        )
-    if image.shape[1] != 1:
-        raise DataError(f"microsam segments single planes, not volumes of {image.shape[1]} planes.")
 
 
 def _loaded(options: MicrosamPredictOptions, model: Path | None) -> tuple[MicroSam, str, int, bool]:

@@ -113,7 +113,8 @@ def write_native(model: MicroSam, target: Path, *, check_as: str | None) -> None
     if model.decoder is not None:
         state["decoder_state"] = _plain(model.decoder)
     with replacing(target) as temporary:
-        torch.save(state, temporary)
+        with temporary.open("wb") as file:  # torch refuses names that are a suffix only
+            torch.save(state, file)
         if check_as is not None:
             _check(temporary, state, check_as)
 

@@ -12,9 +12,9 @@ from torch import Tensor  # noqa: TID253
 from cellseg import Segmentation
 from cellseg.data import Prompt
 from cellseg.torch.frames import Frame
+from cellseg.torch.mask_painting import painted
 from cellseg.torch.masks import FoundMask, restore_masks, score_masks
 from cellseg_microsam.model import MicroSam
-from cellseg_microsam.painted import painted
 from cellseg_microsam.thresholds import Resolved
 
 

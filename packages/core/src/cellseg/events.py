@@ -30,6 +30,8 @@ class Validated:
     best: bool = False
     """True when these are the best weights so far."""
     epoch: int | None = None
+    monitor: str = ""
+    """The metric that says so, where there is one: higher is better."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,13 @@ class NormaliseOptions(Options):
             "normalise_pixels",
             "normalise_scope",
             "polarity",
+            "stain_transform",
+            "stain_eosin",
+            "stain_dab",
+            "clahe",
+            "clahe_kernel",
+            "clahe_clip",
+            "gamma",
         )
     }
 
@@ -46,6 +53,29 @@ class NormaliseOptions(Options):
     """Whether objects are brighter than what surrounds them: dark inverts the image, so that they
     become bright; measure finds out for each channel from the training labels; bright and as-is
     leave the image alone. The answer is stored in the model and used for prediction too."""
+    stain_transform: Literal["none", "hed"] = "none"
+    """hed takes red, green and blue of stained tissue apart into stains, before all else:
+    haematoxylin becomes the second channel, --stain-eosin and --stain-dab what the third holds,
+    and the first is 0. Nuclei become bright."""
+    stain_eosin: float = Field(0.0, ge=0)
+    """How much eosin the third channel holds, with --stain-transform hed."""
+    stain_dab: float = Field(0.0, ge=0)
+    """How much DAB (diaminobenzidine, brown) it holds. With neither it is 0, and there is nothing
+    but the nuclei. Of both, only the ratio counts where --normalise-channels is each; with
+    together they count as they are."""
+    clahe: bool = False
+    """Equalise the histograms of the surroundings of each pixel, with limited contrast, in each
+    channel and plane by itself, once 0 and 1 are where --normalise puts them; values beyond are
+    clipped."""
+    clahe_kernel: int = Field(128, ge=8)
+    """Side in pixels of the cells that histograms are made of, with --clahe; it is fitted to the
+    image so that all cells are of one size."""
+    clahe_clip: float = Field(0.01, gt=1 / 256, le=1)
+    """Largest share of a cell's pixels in one of the 256 bins of its histogram, with --clahe: the
+    higher, the more contrast. 1 sets no limit; 1/256 would change nothing."""
+    gamma: float = Field(1.0, gt=0, le=100)
+    """Raise the normalised values, clipped to 0 to 1, to this power, after all else: above 1
+    darkens what is dim, below 1 brightens it."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> NormaliseOptions:
@@ -70,6 +100,16 @@ class NormaliseOptions(Options):
                     f"--polarity {self.polarity} needs a --normalise other than none: an image is "
                     "inverted as it is normalised"
                 )
+        if self.stain_transform == "none":
+            self.refuse_idle(("stain_eosin", "stain_dab"), "only with --stain-transform hed")
+        if not self.clahe:
+            self.refuse_idle(("clahe_kernel", "clahe_clip"), "only with --clahe")
+        if self.normalise in ("z-score", "none"):
+            self.refuse_idle(
+                ("clahe", "gamma"),
+                f"works on values from 0 to 1, which --normalise {self.normalise} does not give; "
+                "percentile and min-max do",
+            )
         return self
 
 

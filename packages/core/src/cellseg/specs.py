@@ -190,6 +190,9 @@ class TrainerSpec(Spec[OptionsT]):
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Named sets of options of core, of a reader and of this trainer, as a config file holds them:
     ``cellseg train --preset NAME``."""
+    epochs: Callable[[OptionsT], int | None] | None = None
+    """How many epochs its options ask for, for a trainer with options of its own for that; None
+    where they leave it to ``--epochs``."""
 
 
 @dataclass(frozen=True, kw_only=True)

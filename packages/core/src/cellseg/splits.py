@@ -1,4 +1,4 @@
-"""Which images train and which validate: whole images, wells, fields or movies, never patches.
+"""Which images train, validate and test: whole images, wells, fields or movies, never patches.
 
 Two patches of one image look alike, so a split by patch measures memory, not skill. Where there
 are too few images to keep some back, each is cut in two blocks with a gap between them
@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -30,6 +31,7 @@ class SplitOptions(Options):
         "Splits": (
             "split",
             "val_fraction",
+            "test_fraction",
             "folds",
             "fold",
             "split_axis",
@@ -46,6 +48,9 @@ class SplitOptions(Options):
     val_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the sources that validate, for --split train-val; for --split blocks, the share of
     each image, at the end of its axis."""
+    test_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the sources that neither train nor validate, for --split train-val and k-fold: kept
+    to judge the finished model once. With k-fold they are the same for each fold."""
     folds: int = Field(default=5, ge=2)
     """How many folds, for --split k-fold."""
     fold: int = Field(default=0, ge=0)
@@ -68,6 +73,7 @@ class SplitOptions(Options):
         defaults = {name: field.default for name, field in SplitOptions.model_fields.items()}
         belongs = {
             "val_fraction": ("train-val", "blocks"),
+            "test_fraction": ("train-val", "k-fold"),
             "folds": ("k-fold",),
             "fold": ("k-fold",),
             "split_axis": ("blocks",),
@@ -86,7 +92,7 @@ class SplitOptions(Options):
 
 
 class Splits(BaseModel):
-    """The names of the samples that train and of those that validate; stored as splits.json.
+    """The names of the samples that train, validate and test; stored as splits.json.
 
     ``volume[z:0-79]`` is a part of the sample ``volume``: its first 80 planes.
     """
@@ -96,6 +102,8 @@ class Splits(BaseModel):
     train: tuple[str, ...]
     val: tuple[str, ...] = ()
     """Empty where all images train."""
+    test: tuple[str, ...] = ()
+    """What neither trains nor validates, to be judged once in the end. Files may leave it out."""
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all.
@@ -103,7 +111,8 @@ class Splits(BaseModel):
         Raises:
             StorageError: it cannot be written.
         """
-        write_atomic(path, self.model_dump_json(indent=2) + "\n")
+        without = set() if self.test else {"test"}
+        write_atomic(path, self.model_dump_json(indent=2, exclude=without) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Splits:
@@ -127,7 +136,8 @@ class Splits(BaseModel):
             )
             raise DataError(
                 f"{path}: not a splits file: {reason}.",
-                hint='It looks like {"train": ["name", ...], "val": ["name", ...]}.',
+                hint='It looks like {"train": ["name", ...], "val": ["name", ...]}; "test" may be '
+                "added.",
             ) from error
 
 
@@ -139,10 +149,12 @@ def make_splits(samples: Dataset, options: SplitOptions, seed: int) -> Splits:
     the same splits. With ``options.splits``, that file says it all. With ``train-val`` and
     ``blocks``, samples that come with a ``split`` of their own keep it; only where all are for
     training, ``train-val`` divides them. With ``blocks``, each other sample gives a part to either
-    side, and the seed does not matter.
+    side, and the seed does not matter. With ``test_fraction``, the groups of the lowest rank are
+    kept for the test; which groups validate with ``train-val`` does not change by that.
 
     Raises:
-        ConfigError: more folds than groups.
+        ConfigError: more folds than groups; or groups to keep for a test, where the samples say
+            themselves what validates.
         DataError: there are no samples, or only one group to divide; nothing is left to train on,
             or with blocks to validate on; only some samples have a ``split``; names that the splits
             file has and the samples do not, or the reverse; a group on both sides, other than by
@@ -156,7 +168,7 @@ def make_splits(samples: Dataset, options: SplitOptions, seed: int) -> Splits:
     if not groups:
         raise DataError("There are no images to divide into splits.")
     if options.split == "full":
-        return _divided(samples, frozenset())
+        return divided(samples)
     if options.split == "blocks":
         whole = [sample for sample in samples if sample.split is not None]
         cut = [sample for sample in samples if sample.split is None]
@@ -175,23 +187,46 @@ def make_splits(samples: Dataset, options: SplitOptions, seed: int) -> Splits:
         return splits
     declared = {sample.split for sample in samples}
     if options.split == "train-val" and ("val" in declared or len(declared) > 1):
+        if options.test_fraction:
+            raise ConfigError(
+                "--test-fraction: the data says itself which images train and which validate.",
+                hint="Name the images of the test in a file, under test: --splits FILE",
+            )
         return _declared(samples)
-    ranked = sorted(groups, key=lambda group: _rank(group, seed))
+    ranked = ranked_groups(samples, seed)
     if len(ranked) == 1:
         raise DataError(
             f"There is only one source image, {groups[0]!r}: none is left for validation.",
             hint="Give other images with --val FOLDER, validate on a part of this one with --split "
             "blocks, or train without validation: --split full",
         )
+    rest, test = _without_test(ranked, options.test_fraction)
     if options.split == "k-fold":
-        if options.folds > len(ranked):
+        if options.folds > len(rest):
+            kept = f", beside {len(test)} for the test" if test else ""
             raise ConfigError(
-                f"--folds {options.folds} is more than there are source images ({len(ranked)}).",
-                hint=f"Use --folds {len(ranked)} to leave out one at a time.",
+                f"--folds {options.folds} is more than there are source images "
+                f"({len(rest)}{kept}).",
+                hint=f"Use --folds {len(rest)} to leave out one at a time.",
             )
-        return _divided(samples, frozenset(ranked[options.fold :: options.folds]))
+        return divided(samples, rest[options.fold :: options.folds], test)
     count = round(options.val_fraction * len(ranked))
-    return _divided(samples, frozenset(ranked[: min(max(count, 1), len(ranked) - 1)]))
+    return divided(samples, rest[: min(max(count, 1), len(rest) - 1)], test)
+
+
+def ranked_groups(samples: Dataset, seed: int) -> list[str]:
+    """The groups of ``samples`` in an order that only the seed and their names decide."""
+    return sorted({sample.group for sample in samples}, key=lambda group: _rank(group, seed))
+
+
+def divided(samples: Dataset, val: Iterable[str] = (), test: Iterable[str] = ()) -> Splits:
+    """Splits by groups: those in neither ``val`` nor ``test`` train."""
+    validates, tests = frozenset(val), frozenset(test)
+    return Splits(
+        train=tuple(s.name for s in samples if s.group not in validates | tests),
+        val=tuple(s.name for s in samples if s.group in validates),
+        test=tuple(s.name for s in samples if s.group in tests),
+    )
 
 
 def select(samples: Dataset, splits: Splits) -> tuple[list[Sample], list[Sample]]:
@@ -200,11 +235,20 @@ def select(samples: Dataset, splits: Splits) -> tuple[list[Sample], list[Sample]
     Parts of samples come as samples of their own, still lazy.
 
     Raises:
-        DataError: the names in ``splits`` are not those of ``samples``, or a group is on both
+        DataError: the names in ``splits`` are not those of ``samples``, or a group is on two
             sides, other than by parts of one image that have no voxel in common.
     """
-    train, val = _places(samples, splits, "The splits file")
+    train, val, _ = _places(samples, splits, "The splits file")
     return [one.cut("train") for one in train], [one.cut("val") for one in val]
+
+
+def held_out(samples: Dataset, splits: Splits) -> list[Sample]:
+    """The samples that neither train nor validate, in the order of ``samples``; as ``select``.
+
+    Raises:
+        DataError: as ``select``.
+    """
+    return [one.cut("test") for one in _places(samples, splits, "The splits file")[2]]
 
 
 def weighted(samples: Dataset) -> list[Sample]:
@@ -232,11 +276,22 @@ def _rank(group: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{group}".encode(errors="surrogatepass")).digest()
 
 
-def _divided(samples: Dataset, val: frozenset[str]) -> Splits:
-    return Splits(
-        train=tuple(sample.name for sample in samples if sample.group not in val),
-        val=tuple(sample.name for sample in samples if sample.group in val),
-    )
+def _without_test(ranked: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    """The groups that are divided further, and those that are kept for the test.
+
+    Raises:
+        DataError: less than two groups would be left.
+    """
+    if not fraction:
+        return ranked, []
+    count = max(round(fraction * len(ranked)), 1)
+    if len(ranked) - count < 2:
+        raise DataError(
+            f"--test-fraction {fraction:g} keeps {count} of {len(ranked)} source images for the "
+            f"test, so {len(ranked) - count} would be left to train and to validate on.",
+            hint="Two are needed at least: lower it, or give more images.",
+        )
+    return ranked[:-count], ranked[-count:]
 
 
 def _named(samples: Dataset, split: str) -> tuple[str, ...]:
@@ -262,39 +317,45 @@ def _declared(samples: Dataset) -> Splits:
     return splits
 
 
-def _places(samples: Dataset, splits: Splits, where: str) -> tuple[list[Place], list[Place]]:
-    """What trains and what validates, in the order of ``samples``, if all of it is right."""
-    twice = _sorted_repeats([*splits.train, *splits.val])
+_SIDES = ("train", "val", "test")
+
+
+def _places(samples: Dataset, splits: Splits, where: str) -> tuple[list[Place], ...]:
+    """What trains, validates and tests, in the order of ``samples``, if all of it is right."""
+    sides = [splits.train, splits.val, splits.test]
+    twice = _sorted_repeats(name for side in sides for name in side)
     if twice:
         raise DataError(f"{where} names more than once: {_listed(twice)}.")
     by_name = {sample.name: sample for sample in samples}
-    found = [[(name, place(name, by_name)) for name in side] for side in (splits.train, splits.val)]
+    found = [[(name, place(name, by_name)) for name in side] for side in sides]
     unknown = sorted(name for side in found for name, here in side if here is None)
     if unknown:
         raise DataError(
             f"{where} names images that are not in the data: {_listed(unknown)}.",
             hint="Names are as cellseg check-data prints them; name[z:0-79] is a part of one.",
         )
-    train, val = ([here for _, here in side if here is not None] for side in found)
-    missing = sorted(set(by_name) - {here.sample.name for here in (*train, *val)})
+    places = tuple([here for _, here in side if here is not None] for side in found)
+    missing = sorted(set(by_name) - {here.sample.name for side in places for here in side})
     if missing:
         raise DataError(
             f"{where} leaves out images that are in the data: {_listed(missing)}.",
-            hint="Add them to train or val, or divide anew without --splits.",
+            hint="Add them to train, val or test, or divide anew without --splits.",
         )
-    if not train:
+    if not places[0]:
         raise DataError(f"{where} leaves no image to train on.")
-    torn = _torn(train, val)
-    if torn:
-        raise DataError(
-            f"{where} has images of one source in both train and val: {_listed(torn)}.",
-            hint="Images of one movie, well field or volume look alike: keep them on one side, or "
-            "give parts of one that do not overlap, such as name[z:0-79] and name[z:96-119].",
-        )
+    for (one, ours), (other, theirs) in combinations(zip(_SIDES, places, strict=True), 2):
+        torn = _torn(ours, theirs)
+        if torn:
+            raise DataError(
+                f"{where} has images of one source in both {one} and {other}: {_listed(torn)}.",
+                hint="Images of one movie, well field or volume look alike: keep them on one side, "
+                "or give parts of one that do not overlap, such as name[z:0-79] and "
+                "name[z:96-119].",
+            )
     rank = {name: number for number, name in enumerate(by_name)}
-    for side in (train, val):
+    for side in places:
         side.sort(key=lambda here: (rank[here.sample.name], here.axis, here.start))
-    return train, val
+    return places
 
 
 def _torn(train: Sequence[Place], val: Sequence[Place]) -> list[str]:

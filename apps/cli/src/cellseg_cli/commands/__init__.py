@@ -23,6 +23,12 @@ _SET_UP = "Set up"
 COMMANDS = {
     "train": Entry("training", "Train a model on labelled images.", _USE),
     "resume": Entry("training", "Continue a training that was stopped, or train longer.", _USE),
+    "cross-validate": Entry(
+        "cross_validating",
+        "Train on all folds but one, in turn, and score the models on the fold left out.",
+        _USE,
+    ),
+    "tune": Entry("tuning", "Search for the options that score best, in many trainings.", _USE),
     "calibrate": Entry(
         "calibrating", "Find the options of prediction that suit labelled images best.", _USE
     ),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cellseg.errors import UsageError
 from cellseg.workflows.train_settings import TrainSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
@@ -71,7 +72,10 @@ def resume(arguments: Arguments) -> Command:
     def run(
         console: Console,
         run: Annotated[
-            Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)
+            Path,
+            typer.Argument(
+                metavar="RUN", help="Run directory, or that of a search.", show_default=False
+            ),
         ],
         epochs: Annotated[
             int | None,
@@ -83,11 +87,16 @@ def resume(arguments: Arguments) -> Command:
     ) -> None:
         """Continue a training that was stopped, or train longer.
 
-        It goes on from the last checkpoint, with the options that the run began with.
+        It goes on from the last checkpoint, with the options that the run began with. So does a
+        search of cellseg tune, or this computer joins one that runs elsewhere.
         """
         from cellseg.plugins import Plugins
         from cellseg.workflows.train import resume
+        from cellseg.workflows.tune_request import FILE as SEARCH_FILE
 
+        if (run / SEARCH_FILE).exists():
+            _resume_search(console, run, epochs, device)
+            return
         with stoppable() as interrupted, console.following("Training", "step") as emit:
             finished = resume(
                 Plugins(), run, epochs=epochs, device=device, emit=emit, interrupted=interrupted
@@ -95,6 +104,21 @@ def resume(arguments: Arguments) -> Command:
         _show(console, finished)
 
     return Command(run)
+
+
+def _resume_search(console: Console, run: Path, epochs: int | None, device: str | None) -> None:
+    from cellseg.plugins import Plugins
+    from cellseg.workflows.tune import resume_tune
+    from cellseg_cli.commands.tuning import show
+
+    if epochs is not None or device is not None:
+        raise UsageError(
+            f"{run} is a search: it goes on as it began, with no other --epochs or --device.",
+            hint="Leave it out, or start a new search.",
+        )
+    with stoppable() as interrupted, console.following("Searching", "trial") as emit:
+        found = resume_tune(Plugins(), run, emit=emit, interrupted=interrupted)
+    show(console, found, run)
 
 
 def _show(console: Console, run: "RunDir") -> None:

@@ -48,7 +48,7 @@ def _duplicate(examined: Sequence[Examined], same: Sequence[int], i: int) -> Fin
     one = examined[i]
     others = [examined[j] for j in same if j != i]
     across = [
-        other for other in others if {other.verdict.split, one.verdict.split} == {"train", "val"}
+        other for other in others if len({other.verdict.split, one.verdict.split} - {""}) == 2
     ]
     differ = any(
         other.labels and one.labels and other.labels.fingerprint != one.labels.fingerprint
@@ -57,11 +57,12 @@ def _duplicate(examined: Sequence[Examined], same: Sequence[int], i: int) -> Fin
     labelled = ", labelled in another way" if differ else ""
     if across:
         twin = across[0].verdict
+        seen = "training" if "train" in (twin.split, one.verdict.split) else "validation"
         return Finding(
             "duplicate-across-splits",
             "error",
             f"The same image as {twin.name} ({twin.split}){labelled}: the scores would be of an "
-            "image seen in training.",
+            f"image seen in {seen}.",
             "Remove one of the two.",
         )
     return Finding(

@@ -16,7 +16,7 @@ from cellseg.data import LazyArray, Sample, Tile
 from cellseg.embeddings.pooling import rows_of
 from cellseg.engine.plan import Box, Plan
 from cellseg.errors import CellsegError, DataError
-from cellseg.normalise import Normaliser, Statistics
+from cellseg.normalise import NormalisedImage, Normaliser
 from cellseg.objects import ObjectIndex, as_ids
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ def read_units(
 
 
 def _pieces(unit: Unit, objects: Objects, normaliser: Normaliser) -> Iterator[Piece]:
-    statistics: Statistics | None = None
+    image: NormalisedImage | None = None
     for number in range(len(unit.plan)):
         core = unit.plan.core_box(number)
         if not objects.reach(core):
@@ -169,20 +169,21 @@ def _pieces(unit: Unit, objects: Objects, normaliser: Normaliser) -> Iterator[Pi
         rows = rows_of(labels, objects.ids)
         if rows.max() < 0:
             continue
-        tile, statistics = read_tile(unit, number, normaliser, statistics)
+        tile, image = read_tile(unit, number, normaliser, image)
         yield Piece(unit, number, tile, rows)
 
 
 def read_tile(
-    unit: Unit, number: int, normaliser: Normaliser, statistics: Statistics | None = None
-) -> tuple[Tile, Statistics]:
-    """A normalised tile with its halo, and the statistics of the image, if not known already."""
-    image = unit.sample.image
-    block = np.asarray(image[(slice(0, image.shape[0]), *unit.plan.read_box(number).slices)])
-    if statistics is None:
-        whole = block if len(unit.plan) == 1 else image
+    unit: Unit, number: int, normaliser: Normaliser, known: NormalisedImage | None = None
+) -> tuple[Tile, NormalisedImage]:
+    """A normalised tile with its halo, and its image, with what was found out about it so far."""
+    raw = unit.sample.image
+    where = (slice(0, raw.shape[0]), *unit.plan.read_box(number).slices)
+    if known is None:
+        whole = np.asarray(raw[where]) if len(unit.plan) == 1 else raw
         statistics = normaliser.statistics(whole, unit.name)
-    return Tile(image=normaliser.apply(block, statistics), spacing=unit.sample.spacing), statistics
+        known = NormalisedImage(whole, normaliser, _statistics=statistics)
+    return Tile(image=known[where], spacing=unit.sample.spacing), known
 
 
 def ahead(items: Iterator[T], count: int = 2) -> Iterator[T]:

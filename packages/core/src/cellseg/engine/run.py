@@ -57,7 +57,7 @@ class Prediction:
         share: how the tiles are spread.
         emit: gets a ``Progress`` for each tile, a ``Failed`` for each that could not be done.
         interrupted: asked after each tile; True means stop.
-        written: gets each image of several tiles that is written, and its result.
+        written: gets each image that is written in this process, and its result.
     """
 
     def __init__(

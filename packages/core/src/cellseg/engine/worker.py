@@ -21,7 +21,7 @@ from cellseg.engine.state import WorkDir
 from cellseg.engine.stitch import Stitched
 from cellseg.engine.tile import TileLabels, tile_labels, tracked_labels
 from cellseg.errors import CellsegError, DataError, PluginError
-from cellseg.normalise import Statistics
+from cellseg.normalise import NormalisedImage, Statistics
 from cellseg.outputs.result import Result
 from cellseg.outputs.write import write
 
@@ -75,8 +75,7 @@ class Worker:
         recipe: how to segment.
         items: all images, in the order that every process sees.
         pause: called between the blocks of an output; raises to stop.
-        written: gets each image of several tiles, and what was written of it, before its tiles are
-            forgotten.
+        written: gets each image, and what was written of it, before its tiles are forgotten.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Worker:
         self._segmenter: Segmenter | None = None
         self._follower: Follower | None = None
         self._writers: ThreadPoolExecutor | None = None
-        self._known: tuple[tuple[int, int], Statistics] | None = None
+        self._known: tuple[tuple[int, int], NormalisedImage] | None = None
 
     def load(self) -> None:
         """Load what these images need: the predictor, what follows objects, or both."""
@@ -186,14 +185,16 @@ class Worker:
         sample = item.frames[frame]
         box = item.plan.read_box(inner)
         normaliser = self._recipe.normaliser
+        where = (slice(0, sample.image.shape[0]), *box.slices)
         try:
-            block = np.asarray(sample.image[(slice(0, sample.image.shape[0]), *box.slices)])
             if len(item.plan) == 1:
+                block = np.asarray(sample.image[where])
                 statistics = normaliser.statistics(block, sample.name)
+                image = NormalisedImage(block, normaliser, _statistics=statistics)
             else:
-                statistics = self._statistics(item, frame)
+                image = self._normalised(item, frame)
             return Tile(
-                image=normaliser.apply(block, statistics),
+                image=image[where],
                 spacing=sample.spacing,
                 prompts=self._prompts(item, frame, box),
             )
@@ -212,10 +213,17 @@ class Worker:
         index = item.frames[frame].frame
         return self._recipe.prompts.within(item.name, index, box.start, box.stop)
 
+    def _normalised(self, item: Item, frame: int) -> NormalisedImage:
+        """A whole frame, lazily; the last one is kept, with what was found out about it."""
+        if self._known is None or self._known[0] != (item.index, frame):
+            statistics = self._statistics(item, frame)
+            normaliser, raw = self._recipe.normaliser, item.frames[frame].image
+            image = NormalisedImage(raw, normaliser, _statistics=statistics)
+            self._known = ((item.index, frame), image)
+        return self._known[1]
+
     def _statistics(self, item: Item, frame: int) -> Statistics:
         """Of a whole frame; measured once, also by several processes and after a resume."""
-        if self._known is not None and self._known[0] == (item.index, frame):
-            return self._known[1]
         file = self._work.item(item.index) / f"frame{frame:06d}.json"
         statistics: Statistics | None = None
         if file.is_file():
@@ -229,7 +237,6 @@ class Worker:
             write_quickly(file, _STATISTICS.dump_json(statistics))
             # What the next process reads, to the last digit.
             statistics = _STATISTICS.validate_json(_STATISTICS.dump_json(statistics))
-        self._known = ((item.index, frame), statistics)
         return statistics
 
     def _segment(
@@ -299,6 +306,7 @@ class Worker:
                 write(result, output)
         else:
             list(self._writers.map(lambda output: write(result, output), item.outputs))
+        self._written(item, result)
         return self._finished(item, result)
 
     def _finished(self, item: Item, result: Result) -> int:

@@ -109,6 +109,56 @@ def chart(
     )
 
 
+def scatter(
+    title: str,
+    points: Sequence[tuple[float, float, str]],
+    x_label: str,
+    *,
+    names: Sequence[str] = (),
+    wide: bool = False,
+    whole: bool = False,
+    best: int | None = None,
+) -> Chart | None:
+    """Lay out points that are not joined.
+
+    Args:
+        title: what is drawn.
+        points: ``(x, y, what it says)``; those that are not finite are left out.
+        x_label: what x is.
+        names: what stands at x 0, 1, 2, ...; empty where x is a number.
+        wide: the x axis is logarithmic; all x are above 0.
+        whole: x counts whole things, so that only whole numbers are marked.
+        best: which of the points to single out.
+
+    Returns:
+        The chart, or None where no point is finite.
+    """
+    kept = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
+    if not kept:
+        return None
+    xs, ys = [x for x, _, _ in kept], [y for _, y, _ in kept]
+    start, stop = _LEFT, WIDTH - _RIGHT
+    if names:
+        x_axis = _Axis(-0.5, len(names) - 0.5, start, stop)
+    else:
+        x_axis = _Axis.covering(xs, start, stop, wide)
+    y_axis = _Axis.covering(ys, HEIGHT - _BOTTOM, _TOP)
+    placed = [(x_axis(x), y_axis(y), text) for x, y, text in kept]
+    ring = None
+    if best is not None and points[best] in kept:
+        ring = placed[kept.index(points[best])]
+    ticks = tuple(Tick(x_axis(i), name) for i, name in enumerate(names))
+    return Chart(
+        title=title,
+        x_label=x_label,
+        y_label="",
+        x_ticks=ticks or x_axis.ticks(whole),
+        y_ticks=y_axis.ticks(),
+        lines=(Line("points", 0, "", "", tuple(placed), ring),),
+        description=f"{len(kept)} points; lowest {min(ys):.4g}, highest {max(ys):.4g}.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Axis:
     low: float

@@ -85,7 +85,7 @@ def write_run_report(run: RunDir) -> Path:
 def charts(events: Iterable[Event]) -> list[Chart]:
     """One chart for each metric; training and validation share it where both report it."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    best = None
+    best: dict[str, float] = {}
     for event in events:
         if isinstance(event, Progress | Validated):
             kind = "training" if isinstance(event, Progress) else "validation"
@@ -93,7 +93,7 @@ def charts(events: Iterable[Event]) -> list[Chart]:
                 lines = found.setdefault(_plain(name), {})
                 lines.setdefault(kind, []).append((event.step, value))
         if isinstance(event, Validated) and event.best:
-            best = float(event.step)
+            best |= {_plain(name): float(event.step) for name in event.metrics}
     drawn = []
 
     def place(name: str) -> tuple[int, bool, str]:
@@ -107,8 +107,10 @@ def charts(events: Iterable[Event]) -> list[Chart]:
             series.append(Series("training", lines["training"], smooth=not is_rate, style=0))
         if "validation" in lines:
             measured = lines["validation"]
-            series.append(Series("validation", measured, markers=True, best=best, style=1))
-        title = name.replace("_", " ")
+            series.append(
+                Series("validation", measured, markers=True, best=best.get(name), style=1)
+            )
+        title = name.replace("_", " ").replace("/", ": ")
         drawn.append(chart(title, series, whole=True, wide=is_loss or is_rate))
     return [one for one in drawn if one is not None]
 
@@ -119,12 +121,13 @@ def _plain(metric: str) -> str:
 
 
 def _is_rate(name: str) -> bool:
+    name = name.rpartition("/")[2]
     return name in ("lr", "learning_rate") or name.startswith("lr-")
 
 
 def _order(metric: str) -> tuple[int, str]:
     """The loss first, learning rates last."""
-    name = _plain(metric)
+    name = _plain(metric).rpartition("/")[2]
     return (0 if name == "loss" else 2 if _is_rate(name) else 1), metric
 
 
@@ -141,10 +144,15 @@ def _read(run: RunDir) -> tuple[Bundle | None, Splits | None, list[str]]:
 
 
 def _previews(directory: Path) -> tuple[list[_Picture], int]:
-    """The newest pictures, newest first, and how many more there are."""
+    """The newest pictures, newest first, as many of each folder, and how many more there are."""
     files = sorted(directory.rglob("*.png"), key=_natural) if directory.is_dir() else []
+    folders: dict[Path, list[Path]] = {}
+    for file in files:
+        folders.setdefault(file.parent, []).append(file)
+    each = max(_MOST_PREVIEWS // max(len(folders), 1), 1)
+    shown = [file for folder in folders.values() for file in folder[-each:]][-_MOST_PREVIEWS:]
     pictures = []
-    for file in reversed(files[-_MOST_PREVIEWS:]):
+    for file in reversed(shown):
         png = file.read_bytes()
         width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
         if png.startswith(_PNG) and (small := _small(png, width, height)):

@@ -54,6 +54,19 @@ def resolve_device(device: str) -> torch.device:
     return found
 
 
+def arithmetic(precision: str, device: torch.device) -> torch.dtype:
+    """What a network computes in for ``32-true``, ``bf16`` or ``fp16``.
+
+    Raises:
+        DeviceError: the device cannot.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceError(
+            "--precision fp16: a CPU does not compute in it.", hint="Use --precision bf16."
+        )
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
 @contextmanager
 def memory_errors(hint: str) -> Iterator[None]:
     """Turn running out of memory, on a GPU or a CPU, into a DeviceError with ``hint``."""

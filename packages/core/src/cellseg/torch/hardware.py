@@ -100,7 +100,7 @@ def _logger(options: FitOptions, job: TrainJob[Any]) -> Any:
     if options.logger == "wandb":
         from lightning.pytorch.loggers import WandbLogger
 
-        return WandbLogger(name=job.checkpoint.parent.name, save_dir=job.checkpoint)
+        return WandbLogger(name=job.model.parent.name, save_dir=job.checkpoint)
     return None
 
 

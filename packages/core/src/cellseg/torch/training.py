@@ -12,8 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch  # noqa: TID253
 
@@ -24,6 +23,7 @@ from cellseg.specs import TrainJob
 from cellseg.torch.checkpoints import Checkpoints, Position
 from cellseg.torch.devices import memory_errors, resolve_device, threads
 from cellseg.torch.hardware import check_hardware, make_fabric, quiet
+from cellseg.torch.learners import Learner, Relabel, as_it_is
 from cellseg.torch.loaders import Loaders, Share, stream
 from cellseg.torch.optimisation import Average, all_finite, make_optimiser, rates_of, share_of_peak
 from cellseg.torch.options import FitOptions
@@ -32,26 +32,6 @@ from cellseg.torch.terms import Terms
 from cellseg.torch.weights import load_weights
 
 _EXPLODED = 1e4  # times the first loss
-
-
-class Learner(Protocol):
-    """What a backend's ``torch.nn.Module`` needs in addition to be trained by ``fit``."""
-
-    monitor: str
-    """The metric that says which weights are best: higher is better. A learner whose parts learn at
-    rates of their own also has ``rates``, a sequence of ``optimisation.Rate``."""
-
-    def training_step(self, batch: Any) -> Mapping[str, torch.Tensor]:
-        """Scalars of one batch, ``loss`` among them; the others are reported, as ``train/...``.
-        The names are the same in every step: a term that a batch does not have is 0."""
-
-    def validation_step(self, batch: Any) -> Mapping[str, tuple[float, float]]:
-        """Metrics of one batch as fractions, ``{"f1": (2 * tp, 2 * tp + fp + fn)}``: numerators
-        and denominators are summed over all batches before they are divided."""
-
-    def write_previews(self, directory: Path, epoch: int) -> None:
-        """Draw what the last validation saw, and none before it; called after those that
-        ``preview_every`` asks for."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +44,13 @@ class Fit:
     """Of the last validation in this session."""
 
 
-def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fit:
+def fit(
+    module: Learner,
+    loaders: Loaders,
+    job: TrainJob[Any],
+    emit: Emit,
+    relabel: Relabel = as_it_is,
+) -> Fit:
     """Train ``module``, from ``job.checkpoint`` if there is one, until ``job.epochs``.
 
     Afterwards it has the weights of the best validation (or, without validation, the last ones).
@@ -75,6 +61,7 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
         loaders: where samples come from.
         job: core's job; its options inherit ``FitOptions``.
         emit: gets ``Progress`` for each step, ``Validated``, ``Checkpointed`` and ``Note``.
+        relabel: what events undergo before they are reported and logged.
 
     Raises:
         InterruptedRunError: ``job.interrupted()`` said so; a checkpoint is saved.
@@ -103,7 +90,7 @@ def fit(module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit) -> Fi
         threads(options.threads),
         others(options.devices, _other_rank, port, module, loaders, plain),
     ):
-        return _train(0, port, module, loaders, job, emit)
+        return _train(0, port, module, loaders, job, emit, relabel)
 
 
 def _never() -> bool:
@@ -131,21 +118,34 @@ def _other_rank(
 
 
 def _train(
-    rank: int, port: int, module: Learner, loaders: Loaders, job: TrainJob[Any], emit: Emit
+    rank: int,
+    port: int,
+    module: Learner,
+    loaders: Loaders,
+    job: TrainJob[Any],
+    emit: Emit,
+    relabel: Relabel = as_it_is,
 ) -> Fit:
     smaller = max(1, job.options.batch_size // 2)
     hint = f"Try --batch-size {smaller} --accumulate 2, or smaller patches."
     with memory_errors(hint), torch.random.fork_rng(devices=[]):
-        return _Loop(make_fabric(rank, port, job), module, loaders, job, emit).run()
+        return _Loop(make_fabric(rank, port, job), module, loaders, job, emit, relabel).run()
 
 
 class _Loop:
     """One process's part of a training."""
 
     def __init__(
-        self, fabric: Any, learner: Any, loaders: Loaders, job: TrainJob[Any], emit: Emit
+        self,
+        fabric: Any,
+        learner: Any,
+        loaders: Loaders,
+        job: TrainJob[Any],
+        emit: Emit,
+        relabel: Relabel,
     ) -> None:
         self.fabric, self.learner, self.loaders, self.job = fabric, learner, loaders, job
+        self._relabel = relabel
         self.options: FitOptions = job.options
         self.result = learner
         if self.options.strategy == "fsdp":  # which takes the module it trains apart
@@ -178,6 +178,7 @@ class _Loop:
 
     def emit(self, event: Event) -> None:
         """Report; and log the numbers where the user wants that."""
+        event = self._relabel(event)
         self._emit(event)
         if self.options.logger != "none" and isinstance(event, Progress | Validated):
             self.fabric.log_dict(dict(event.metrics), step=event.step)
@@ -199,7 +200,7 @@ class _Loop:
                     raise InterruptedRunError(
                         f"Stopped after step {self.at.step}; the state is saved in"
                         f" {self.job.checkpoint}.",
-                        hint=f"Go on with: cellseg resume {self.job.checkpoint.parent}",
+                        hint=f"Go on with: cellseg resume {self.job.model.parent}",
                     )
                 every = self.options.checkpoint_every
                 if every and self.at.step % every == 0:
@@ -308,7 +309,8 @@ class _Loop:
                         both[1] += float(fraction[1])
             self.metrics = self._divide(sums)
             best = self._rank_weights()
-        self.emit(Validated(self.at.step, self.metrics, best, self.at.epoch))
+        monitor = f"val/{self.learner.monitor}"
+        self.emit(Validated(self.at.step, self.metrics, best, self.at.epoch, monitor))
         if self.fabric.is_global_zero and self._pictured():
             self.learner.write_previews(self.job.previews, self.at.epoch)
 

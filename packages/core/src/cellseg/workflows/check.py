@@ -37,6 +37,8 @@ class CheckSettings(SplitOptions, Limits):
             raise ValueError("--val and --splits exclude each other: both say what to validate on")
         if self.val is not None and self.split != "train-val":
             raise ValueError(f"--val and --split {self.split} exclude each other")
+        if self.val is not None and self.test_fraction:
+            raise ValueError("--val and --test-fraction exclude each other")
         return self
 
 
@@ -96,7 +98,7 @@ def check(
 def _sides(
     samples: list[Sample], settings: CheckSettings, refused: bool
 ) -> tuple[list[str], list[Finding]]:
-    """``train``, ``val`` or nothing for each sample, and what hinders the division."""
+    """``train``, ``val``, ``test`` or nothing for each sample, and what hinders the division."""
     try:
         splits = make_splits(samples, settings, settings.seed)
     except DataError as error:
@@ -112,11 +114,9 @@ def _sides(
             error.hint or "",
         )
         return nowhere, [finding]
-    train, val = frozenset(splits.train), frozenset(splits.val)
-    return [
-        "train" if sample.name in train else "val" if sample.name in val else ""
-        for sample in samples
-    ], []
+    names = {"test": splits.test, "val": splits.val, "train": splits.train}
+    side_of = {name: side for side, each in names.items() for name in each}
+    return [side_of.get(sample.name, "") for sample in samples], []
 
 
 def _totals(files: list[FileVerdict]) -> dict[str, Figure]:

@@ -181,9 +181,16 @@ def evaluate_arrays(
     Raises:
         DataError: the shapes differ, or they are no label images.
     """
-    settings = settings or EvaluateSettings()
-    table = _filtered(overlaps(prediction, truth), settings)
-    return score([tally(table, settings.iou_thresholds)])
+    return score([tally_arrays(prediction, truth, settings or EvaluateSettings())])
+
+
+def tally_arrays(prediction: LazyArray, truth: LazyArray, settings: EvaluateSettings) -> Tally:
+    """What the scores of one image in memory (or lazy) are made of; see ``evaluate_arrays``.
+
+    Raises:
+        DataError: the shapes differ, or they are no label images.
+    """
+    return tally(_filtered(overlaps(prediction, truth), settings), settings.iou_thresholds)
 
 
 def _table_of(pair: LabelPair, settings: EvaluateSettings) -> OverlapTable:

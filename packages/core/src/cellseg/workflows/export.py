@@ -8,7 +8,7 @@ from typing import Any
 
 from cellseg.bundle import Bundle
 from cellseg.errors import DataError
-from cellseg.events import Emit
+from cellseg.events import Emit, Note
 from cellseg.files import replacing
 from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
@@ -50,4 +50,13 @@ def export(
     with replacing(target) as temporary:
         job: ExportJob[Any] = ExportJob(options=chosen, model=directory, target=temporary)
         spec.export(job, emit)
+    steps = bundle.normaliser.special
+    if steps and spec.backend is not None:
+        emit(
+            Note(
+                f"The model was trained with {', '.join(steps)}, which what was written does not "
+                "do: give it images that went through this. `normaliser` in bundle.json has all "
+                "numbers."
+            )
+        )
     return target

@@ -23,7 +23,7 @@ from cellseg.specs import DatasetSpec, TrainerSpec, TrainJob
 from cellseg.splits import Splits
 from cellseg.workflows.aliases import sorted_out
 from cellseg.workflows.example_settings import UNSPLIT
-from cellseg.workflows.train_data import Material, material_of, refuse_idle
+from cellseg.workflows.train_data import Material, material_of, refuse_idle, with_epochs
 from cellseg.workflows.train_settings import TrainSettings
 
 MOST_KINDS = 5
@@ -66,6 +66,7 @@ def train(
         spec, settings or TrainSettings(), reader_options or {}, options or {}
     )
     chosen = parse(spec.options, own)
+    settings = with_epochs(spec, settings, chosen)
     RunDir.check_free(out)
     reader = reader_for(plugins, data, settings.reader)
     read = parse(reader.options, unaliased(given, reader.aliases))

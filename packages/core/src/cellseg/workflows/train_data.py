@@ -97,6 +97,26 @@ def material_of(
     return Material(train=tuple(train_set), val=tuple(val_set), splits=splits)
 
 
+def with_epochs(spec: TrainerSpec[Any], settings: TrainSettings, options: Options) -> TrainSettings:
+    """The settings with as many epochs as the trainer's own options ask for, if they do.
+
+    Raises:
+        ConfigError: ``--epochs`` asks for another number.
+    """
+    wanted = None if spec.epochs is None else spec.epochs(options)
+    if wanted is None or wanted == settings.epochs:
+        return settings
+    if "epochs" in settings.model_fields_set:
+        own = [name for name in type(options).model_fields if name.endswith("_epochs")]
+        asking = [flag(name) for name in own if name in options.model_fields_set]
+        raise ConfigError(
+            f"--epochs {settings.epochs} contradicts {' and '.join(asking) or 'other options'},"
+            f" with which there are {wanted}.",
+            hint="Leave --epochs out.",
+        )
+    return settings.model_copy(update={"epochs": wanted})
+
+
 def refuse_idle(spec: TrainerSpec[Any], settings: TrainSettings, reading: Options) -> None:
     """Refuse options that do nothing with a trainer.
 

@@ -34,6 +34,8 @@ class TrainSettings(ExampleOptions, SplitOptions, NormaliseOptions):
             raise ValueError("--val and --splits exclude each other: both say what to validate on")
         if self.val is not None and self.split != "train-val":
             raise ValueError(f"--val and --split {self.split} exclude each other")
+        if self.val is not None and self.test_fraction:
+            raise ValueError("--val and --test-fraction exclude each other")
         if (
             self.val is not None
             and self.val_fraction != type(self).model_fields["val_fraction"].default

@@ -29,6 +29,12 @@ def steps(normaliser: Normaliser, channels: int, space: Sequence[str]) -> list[d
     Raises:
         DataError: bioimage.io has no words for it.
     """
+    if normaliser.special:
+        raise DataError(
+            f"This model was trained with {', '.join(normaliser.special)}, which a bioimage.io "
+            "package cannot express.",
+            hint="Export the network alone, with --format onnx or pt2, or train without it.",
+        )
     if normaliser.dataset is not None:
         shift, scale = normaliser.dataset.shift, normaliser.dataset.scale
         if len(shift) != channels:

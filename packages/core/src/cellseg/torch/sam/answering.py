@@ -41,7 +41,7 @@ def decode_masks(
     transformer: Any = decoder.transformer
     size = embedding.shape[2:]
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    prompts = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+    prompts = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
     places = positions.flatten(2).transpose(1, 2)
     tokens, image = prompts, (embedding + dense).flatten(2).transpose(1, 2)
     for number, block in enumerate(transformer.layers):
@@ -93,7 +93,7 @@ def _look(attention: Any, tokens: Tensor, placed: Tensor, image: Tensor) -> Tens
     """Tokens ``(p, n, c)`` attend to the image, keys ``placed`` and values ``image``."""
     q = _heads(attention, attention.q_proj(tokens))
     p, heads, n, d = q.shape
-    if len(image) == 1:
+    if image.shape[0] == 1:
         k = _heads(attention, attention.k_proj(placed))
         v = _heads(attention, attention.v_proj(image))
         together = q.transpose(0, 1).flatten(1, 2)[None]  # all prompts' tokens ask one image
@@ -117,7 +117,7 @@ def _tell(attention: Any, placed: Tensor, tokens: Tensor, values: Tensor) -> tup
     v = _heads(attention, attention.v_proj(values))
     p, heads, n, d = k.shape
     k = k * d**-0.5
-    if len(placed) == 1:
+    if placed.shape[0] == 1:
         q = _heads(attention, attention.q_proj(placed))[0].transpose(1, 2)  # (heads, d, m)
         logits = (k.transpose(0, 1).flatten(1, 2) @ q).unflatten(1, (p, n)).transpose(0, 1)
     else:
@@ -141,7 +141,7 @@ def _upscaled(layers: Any, image: Tensor, kernels: Tensor, size: tuple[int, int]
     x = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
     x = last(_enlarging(second, activation(x)))  # (p, m, 4, 4, c)
     x = x.flatten(1, 3) @ kernels
-    p, j = len(x), x.shape[2]
+    p, _, j = x.shape
     y, width = size
     x = x.reshape(p, y, width, 2, 2, 2, 2, j)  # y, x of the pixel; of its parts; of theirs
     return x.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(p, j, 4 * y, 4 * width)

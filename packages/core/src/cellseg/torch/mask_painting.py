@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cellseg import Segmentation
+from cellseg.data import Segmentation
+from cellseg.engine.holes import fill_holes
 from cellseg.painting import largest_pieces, paint
 from cellseg.torch.masks import FoundMask
 
@@ -17,6 +18,7 @@ def painted(
     *,
     min_size: int = 0,
     in_one_piece: bool = False,
+    without_holes: bool = False,
 ) -> Segmentation:
     """Paint masks into a tile: each pixel goes to the mask with the best score that covers it.
 
@@ -25,6 +27,7 @@ def painted(
         size: of the tile, ``(y, x)``.
         min_size: objects with fewer pixels, in their masks or of what stays of them, are left out.
         in_one_piece: of an object in several pieces, keep the largest.
+        without_holes: fill holes that hold no other object, of any size.
 
     Returns:
         Labels ``(1, y, x)`` uint32, 1 to n by falling score, and the score of each.
@@ -39,6 +42,8 @@ def painted(
     labels = np.asarray(drawn.labels[0], np.uint32)
     if in_one_piece:
         labels = largest_pieces(labels)
+    if without_holes:
+        labels = np.asarray(fill_holes(labels[None], labels.size)[0], np.uint32)
     sizes = np.bincount(labels.ravel(), minlength=1)
     kept = sizes >= max(min_size, 1)
     kept[0] = False

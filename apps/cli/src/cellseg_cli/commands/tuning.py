@@ -1,0 +1,150 @@
+"""``cellseg tune``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cellseg.errors import PartialError
+from cellseg.options import Options
+from cellseg.workflows.train_settings import TrainSettings
+from cellseg.workflows.tune_settings import TuneSettings
+from cellseg_cli.arguments import Arguments
+from cellseg_cli.console import Console
+from cellseg_cli.flags import Command, Given, Group
+from cellseg_cli.lookup import ConfigFile, Line, TrainerName, preset_flag
+from cellseg_cli.signals import stoppable
+
+if TYPE_CHECKING:
+    from cellseg.workflows.tune import Tuned
+
+_SEARCH = "Search"
+_MOST_FAILURES = 5
+
+
+def tune(arguments: Arguments) -> Command:
+    """The command, with the options of core, of the reader and of the backend."""
+    line = Line(arguments)
+    trainer, chosen = line.trainer(), line.preset
+    groups = [Group(TuneSettings, _SEARCH), Group(TrainSettings, "Training", chosen)]
+    aliases = trainer.aliases if trainer is not None else {}
+    if trainer is not None:
+        own = Group(trainer.options, f"Backend: {trainer.name}", chosen, aliases=aliases)
+        groups.append(own)
+    reader = line.reader([group.model for group in groups], chosen, aliases)
+    groups.insert(2, reader)
+
+    def run(
+        console: Console,
+        given: Given,
+        data: Annotated[
+            Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
+        ],
+        output: Annotated[
+            Path, typer.Option("--output", "-o", help="Directory to make.", show_default=False)
+        ],
+        search: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--search",
+                metavar="NAME=VALUES",
+                help="An option to search, and where: learning_rate=1e-5..1e-3:log, "
+                "dropout=0..0.5:0.1, batch_size=1..8, mode=full,decoder; predict.NAME is an option "
+                "of prediction. Give one for each.",
+                rich_help_panel=_SEARCH,
+            ),
+        ] = None,
+        space: Annotated[
+            Path | None,
+            typer.Option(
+                "--space",
+                help="YAML file of options to search: lists of values, or {low, high, log, step}.",
+                rich_help_panel=_SEARCH,
+            ),
+        ] = None,
+        backend: TrainerName = None,
+        preset: preset_flag(trainer) = None,  # type: ignore[valid-type]
+        config: ConfigFile = None,
+    ) -> None:
+        """Search for the options that score best, in many trainings.
+
+        All trials train, validate and are scored on the same images. Options that are given as
+        flags are the same in all of them. Give --backend to see that backend's own options.
+        """
+        from cellseg.tuning.searched import read_space
+        from cellseg.workflows.tune import tune
+
+        assert trainer is not None
+        with stoppable() as interrupted, console.following("Searching", "trial") as emit:
+            found = tune(
+                line.plugins,
+                trainer.name,
+                data,
+                output,
+                space=read_space(search or (), space),
+                settings=given.options(TuneSettings),
+                training=given.options(TrainSettings),
+                reader_options=_fixed(given, reader.model),
+                options=_fixed(given, trainer.options),
+                emit=emit,
+                interrupted=interrupted,
+            )
+        show(console, found, output)
+
+    return Command(run, groups, line.file, line.configured, ("backend", "preset"), chosen)
+
+
+def show(console: Console, found: "Tuned", output: Path) -> None:
+    """Print what a search found.
+
+    Raises:
+        PartialError: some trials failed.
+    """
+    best = found.best
+    failed = [trial for trial in found.trials if trial.state == "failed"]
+    config = output / "best.yaml"
+    lines = (
+        []
+        if best is None
+        else [
+            f"Best:   trial {best.number}, {found.score:.4g} on the images it was chosen by",
+            *(f"        {name}: {value}" for name, value in found.options.items()),
+        ]
+    )
+    lines.append(f"Report: {output / 'report.html'}")
+    if config.exists():
+        lines.append(f"Next:   cellseg train DATA --config {config} -o RUN")
+    console.result(
+        {
+            "output": str(output),
+            "best": None
+            if best is None
+            else {
+                "trial": best.number,
+                "score": found.score,
+                "options": found.options,
+                "scores": dict(best.scores),
+                "run": str(output / best.folder),
+            },
+            "config": str(config) if config.exists() else None,
+            "report": str(output / "report.html"),
+            "table": str(output / "trials.csv"),
+            "importance": found.importance,
+            "trials": {state: found.count(state) for state in ("complete", "pruned", "failed")},
+        },
+        lines,
+    )
+    if failed:
+        shown = "; ".join(f"trial {t.number}: {t.message}" for t in failed[:_MOST_FAILURES])
+        more = f"; and {len(failed) - _MOST_FAILURES} more" if len(failed) > _MOST_FAILURES else ""
+        raise PartialError(
+            f"{len(failed)} of {len(found.trials)} trials failed: {shown}{more}",
+            hint=f"Try them again: cellseg resume {output}",
+        )
+
+
+def _fixed(given: Given, model: type[Options]) -> Mapping[str, object]:
+    """What was given for a class; it need not be allowed without what is searched."""
+    every = model.over(given.preset, {**given.configured, **given.typed})
+    return {name: value for name, value in every.items() if name in model.model_fields}

@@ -1,0 +1,197 @@
+"""Stage 1: the model together with the losses of its boxes, for ``cellseg.torch``'s training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
+from torchvision.ops import box_convert  # noqa: TID253
+
+from cellseg.torch.frames import Frame
+from cellseg.torch.masks import suppress
+from cellseg.torch.optimisation import Rate
+from cellseg_cellsam.box_losses import box_losses, unknown_at
+from cellseg_cellsam.box_pairs import Costs
+from cellseg_cellsam.box_panels import BoxPanel, write_box_panels
+from cellseg_cellsam.box_scores import box_scores
+from cellseg_cellsam.detector import Detected
+from cellseg_cellsam.matching import match
+from cellseg_cellsam.model import CellSam
+from cellseg_cellsam.options import CellSamOptions
+from cellseg_cellsam.targets import objects_of
+
+_SHOWN = 4
+_DRAWN = 0.3
+"""Score of the boxes that are drawn, at least."""
+_LEAST = 0.01
+"""Score of the boxes that are validated, at least."""
+_SEVERAL = 4
+"""Answers that one cell teaches in the layers before the last one; see ``matching.match``."""
+_OVERLAP = 0.7
+"""IoU of two boxes of which validation drops one."""
+_TRUNK = "sam.image_encoder."
+_NECK = f"{_TRUNK}neck."
+
+
+class DetectionLearner(nn.Module):
+    """What ``cellseg.torch.training.fit`` trains in stage 1.
+
+    Its parameters are those of the model that learn, and no others: what is frozen is in no
+    checkpoint, and stays in evaluation.
+
+    Args:
+        model: to be trained; parameters that do not learn are frozen.
+        learnt: names of its parameters that learn.
+        options: how it learns.
+        frame: of the patches.
+    """
+
+    monitor = "score"
+
+    def __init__(
+        self, model: CellSam, learnt: Sequence[str], options: CellSamOptions, frame: Frame
+    ) -> None:
+        super().__init__()
+        self.options, self._frame = options, frame
+        model.eval().requires_grad_(False)
+        model.recompute = options.recompute
+        parameters = dict(model.named_parameters())
+        for name in learnt:
+            parameters[name].requires_grad_(True)
+        self.learnt = nn.ParameterDict({_key(name): parameters[name] for name in learnt})
+        self.rates = rates(learnt, options)
+        """How fast its parameters learn."""
+        self._held = [model]  # in a list, torch does not find it
+        self._changing = [m for m in model.modules() if _learns(m)]
+        self._through = any(_in_trunk(name) for name in learnt)
+        self._costs = Costs(
+            options.class_cost,
+            options.bbox_cost,
+            options.giou_cost,
+            options.detection_focal_alpha,
+            options.detection_focal_gamma,
+        )
+        self._seen: list[BoxPanel] = []
+
+    @property
+    def model(self) -> CellSam:
+        """All of it, what learns and what does not."""
+        return self._held[0]
+
+    def train(self, mode: bool = True) -> DetectionLearner:
+        """As of any module; what learns of the model goes along."""
+        super().train(mode)
+        for module in self._changing:
+            module.training = mode
+        return self
+
+    def detect(self, batch: Mapping[str, Tensor]) -> Detected:
+        """The boxes of the batch's images ``image (n, c, y, x)``; a gradient reaches the trunk only
+        if some of it learns."""
+        model, images = self.model, batch["image"]
+        if model.device != images.device:
+            model.to(images.device)
+        with torch.set_grad_enabled(self._through and torch.is_grad_enabled()):
+            features = model.trunk(model.prepare(images, self._frame))
+        return model.detect(features)
+
+    def training_step(self, batch: Any) -> Mapping[str, Tensor]:
+        """``loss_class``, ``loss_box`` and ``loss_giou``, weighted, and their sum ``loss``."""
+        options, detected = self.options, self.detect(batch)
+        if not options.auxiliary_loss:
+            detected = replace(detected, logits=detected.logits[-1:], boxes=detected.boxes[-1:])
+        cells = [self._in_network(each) for each in self._cells(batch)]
+        losses = box_losses(
+            detected,
+            cells,
+            match(detected, cells, self._costs, _SEVERAL),
+            unknown_at(detected.boxes, batch["known"], self._frame),
+            alpha=options.detection_focal_alpha,
+            gamma=options.detection_focal_gamma,
+        )
+        terms = {
+            "loss_class": options.ce_loss_weight * losses.classes,
+            "loss_box": options.bbox_loss_weight * losses.boxes,
+            "loss_giou": options.giou_loss_weight * losses.giou,
+        }
+        # Several devices wait for the gradient of each parameter, also of those without a part.
+        unused = 0 * torch.stack([each.sum() for each in self.learnt.values()]).sum()
+        return {"loss": torch.stack(list(terms.values())).sum() + unused, **terms}
+
+    def validation_step(self, batch: Any) -> Mapping[str, tuple[float, float]]:
+        """Means over the patches that have cells, of boxes at IoU 0.5: ``score``, the average
+        precision; ``box_recall@0.5``, the share of the cells that any box finds; and
+        ``box_f1@0.5``, at the threshold of the score that suits the patch best.
+
+        Of boxes that overlap by more than 0.7 the best is taken. Those whose centre lies where
+        nothing is known are right if they find a cell, and not wrong if they find none.
+        """
+        detected = self.detect(batch)
+        scores, boxes = detected.best()
+        unknown = unknown_at(detected.boxes[-1], batch["known"], self._frame)
+        totals = [0.0, 0.0, 0.0]
+        counted = 0
+        for image, truth in enumerate(self._cells(batch)):
+            likely = (scores[image] >= _LEAST).nonzero()[:, 0]
+            places = boxes[image] * self._frame.side
+            kept = likely[suppress(places[likely], scores[image][likely], _OVERLAP)]
+            found = scores[image][kept], places[kept]
+            if len(truth):
+                result = box_scores([(*found, truth)], ignored=[unknown[image][kept]])
+                figures = result.average_precision, result.recall, result.f1
+                totals = [a + b for a, b in zip(totals, figures, strict=True)]
+                counted += 1
+            shown = found[1][(found[0] >= _DRAWN) & ~unknown[image][kept]]
+            self._remember(batch["image"][image], truth, shown)
+        names = (self.monitor, "box_recall@0.5", "box_f1@0.5")
+        return {name: (x, float(counted)) for name, x in zip(names, totals, strict=True)}
+
+    def write_previews(self, directory: Path, epoch: int) -> None:
+        """The last patches of the validation, with the boxes of score 0.3 and more."""
+        if self._seen:
+            write_box_panels(self._seen, directory / f"epoch-{epoch:04d}.png")
+        self._seen.clear()
+
+    def _cells(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """The true boxes of each patch, in pixels of the square."""
+        return [objects_of(labels, self._frame).boxes for labels in batch["labels"]]
+
+    def _in_network(self, boxes: Tensor) -> Tensor:
+        return box_convert(boxes / self._frame.side, "xyxy", "cxcywh")
+
+    def _remember(self, image: Tensor, truth: Tensor, found: Tensor) -> None:
+        factor = image.new_tensor(self._frame.factor).flip(0).repeat(2)
+        true, given = ((each / factor).cpu().numpy() for each in (truth, found))
+        panel = BoxPanel(image.float().cpu().numpy(), true, given)
+        self._seen = [*self._seen[1 - _SHOWN :], panel]
+
+
+def rates(learnt: Sequence[str], options: CellSamOptions) -> tuple[Rate, ...]:
+    """How fast the parameters of a ``DetectionLearner`` learn: the trunk at
+    ``backbone_learning_rate``, the others at ``stage1_learning_rate``."""
+    trunk = frozenset(f"learnt.{_key(name)}" for name in learnt if _in_trunk(name))
+    others = frozenset(f"learnt.{_key(name)}" for name in learnt) - trunk
+    found = (
+        Rate("stage1_learning_rate", options.stage1_learning_rate, others),
+        Rate("backbone_learning_rate", options.backbone_learning_rate, trunk),
+    )
+    return tuple(rate for rate in found if rate.names)
+
+
+def _in_trunk(name: str) -> bool:
+    return name.startswith(_TRUNK) and not name.startswith(_NECK)
+
+
+def _learns(module: nn.Module) -> bool:
+    """Whether a module trains; batch norms keep their statistics, which are no parameters."""
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return not batch_norm and any(each.requires_grad for each in module.parameters())
+
+
+def _key(name: str) -> str:
+    """The name of a parameter within a ``ParameterDict``, which allows no dots."""
+    return name.replace(".", "/")

@@ -1,0 +1,94 @@
+"""Optuna, imported when it is needed, and the database that it writes to."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from typing import Any
+
+from cellseg.errors import ConfigError, PluginError, StorageError
+
+HEARTBEAT = 20
+"""Seconds between the signs of life of a trial."""
+GRACE = 120
+"""Seconds without one after which a trial is lost."""
+_SECONDS_LOCKED = 60
+"""How long to wait for other processes that write to the same SQLite file."""
+
+
+def load() -> Any:
+    """The module ``optuna``, silent.
+
+    Raises:
+        PluginError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise PluginError(
+            f"cellseg tune needs Optuna, which is not installed: {error}",
+            hint="Install it: uv pip install 'cellseg-core[tune]'",
+        ) from error
+    if optuna.logging.get_verbosity() < logging.ERROR:
+        optuna.logging.set_verbosity(logging.ERROR)
+    # Its heartbeats are called experimental, and meant for a loop that is not ours.
+    warnings.filterwarnings("ignore", module=r"optuna\..*")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+def open_storage(url: str) -> Any:
+    """The database at an address of SQLAlchemy, with its tables.
+
+    Raises:
+        ConfigError: this is no address, or the driver of the database is not installed.
+        StorageError: there is no database, or it cannot be opened.
+    """
+    optuna = load()
+    import sqlalchemy
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+    local = url.startswith("sqlite")
+    arguments = {"connect_args": {"timeout": _SECONDS_LOCKED}} if local else {"pool_pre_ping": True}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            storage = optuna.storages.RDBStorage(
+                url,
+                engine_kwargs=arguments,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+            )
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError(
+            f"--storage {masked(url)}: {error}",
+            hint="An address of SQLAlchemy, such as postgresql+psycopg://user@host/name.",
+        ) from error
+    except ImportError as error:
+        raise ConfigError(
+            f"--storage {masked(url)}: the driver of this database is missing: {error}",
+            hint="Install it, such as: uv pip install 'psycopg[binary]'",
+        ) from error
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise StorageError(f"{masked(url)}: cannot be opened: {reason}") from error
+    if local:
+        # Two processes that read before they write would both take the same trial.
+        sqlalchemy.event.listen(storage.engine, "connect", _no_hidden_begin)
+        sqlalchemy.event.listen(storage.engine, "begin", _begin)
+        storage.engine.dispose()
+    return storage
+
+
+def masked(url: str) -> str:
+    """An address without its password."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+
+
+def _no_hidden_begin(connection: Any, record: object) -> None:
+    connection.isolation_level = None
+
+
+def _begin(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

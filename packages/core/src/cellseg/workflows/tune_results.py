@@ -1,0 +1,145 @@
+"""What a search leaves: the best options, a table, a report, and the score on other images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from cellseg.bundle import FILE as BUNDLE_FILE
+from cellseg.bundle import Bundle
+from cellseg.errors import CellsegError, ConfigError
+from cellseg.events import Emit, Note
+from cellseg.files import write_atomic
+from cellseg.plugins import Plugins
+from cellseg.runs import RunDir
+from cellseg.tuning.search import Tuned, result
+from cellseg.tuning.study import Study
+from cellseg.tuning.trials import write_table
+from cellseg.tuning.worker import Objective
+from cellseg.workflows.tune_objective import TrainAndJudge
+from cellseg.workflows.tune_request import TuneDir, TuneRequest
+
+TEST = "test"
+"""The note of a study that holds the scores of its best model on the test images."""
+
+
+def known_metric(name: str) -> None:
+    """Refuse a score that nobody computes.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    from cellseg.metrics import score
+
+    known = list(score([_empty()]))
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        raise ConfigError(
+            f"--metric {name}: there is no such score.",
+            hint=f"Did you mean {close[0]}?" if close else f"Scores: {', '.join(known)}.",
+        )
+    if name.startswith(("n_", "tp@", "fp@", "fn@")):
+        raise ConfigError(
+            f"--metric {name}: it counts objects, and says nothing about how good they are.",
+            hint="Such as f1@0.50 or mSA@0.50:0.95; see cellseg evaluate.",
+        )
+
+
+def maximises(name: str) -> bool:
+    """Whether higher is better."""
+    from cellseg.workflows.judge import lower_is_better
+
+    return not lower_is_better(name)
+
+
+def finish(
+    plugins: Plugins,
+    folder: TuneDir,
+    request: TuneRequest,
+    study: Study,
+    objective: Objective,
+    emit: Emit,
+    interrupted: Callable[[], bool],
+) -> Tuned:
+    """Write down what was found so far; where all trials are done, judge the best on the test."""
+    from cellseg.report.tuning import write_tune_report
+
+    found = result(study)
+    write_table(found.trials, request.space, folder.table)
+    if found.best is not None and isinstance(objective, TrainAndJudge):
+        chosen = objective.chosen(found.options)
+        train = {"backend": request.backend, "reader": request.reader, **chosen.training}
+        _write(folder.best, train)
+        if chosen.predict:
+            _write(folder.predict, chosen.predict)
+        done = all(trial.finished for trial in found.trials)
+        model = _model(folder, objective, found)
+        if done and model is not None:
+            _keep_predict_options(model, chosen.predict)
+            if not interrupted():
+                _test(plugins, study, objective, found, model, emit)
+    write_tune_report(folder, request, found, test=study.notes.get(TEST))
+    return found
+
+
+def _model(folder: TuneDir, objective: TrainAndJudge, found: Tuned) -> RunDir | None:
+    """The run of the best trial, if it lies here and not on another computer."""
+    assert found.best is not None
+    path = objective.trained or folder.path / found.best.folder
+    return RunDir(path) if (path / "model" / BUNDLE_FILE).exists() else None
+
+
+def _keep_predict_options(run: RunDir, predict: Mapping[str, Any]) -> None:
+    """Make the best options of prediction the defaults of the best model."""
+    bundle = Bundle.load(run.model)
+    wanted = {**bundle.predict, **predict}
+    if wanted != bundle.predict:
+        bundle.model_copy(update={"predict": wanted}).save(run.model)
+
+
+def _test(
+    plugins: Plugins,
+    study: Study,
+    objective: TrainAndJudge,
+    found: Tuned,
+    run: RunDir,
+    emit: Emit,
+) -> None:
+    """Judge the best model on the test images, once."""
+    from cellseg.workflows.judge import judge
+
+    assert found.best is not None
+    before = study.notes.get(TEST)
+    if before is not None and before["trial"] == found.best.number and "scores" in before:
+        return
+    note: dict[str, Any] = {"trial": found.best.number}
+    try:
+        samples = objective.tested(run)
+        if not samples:
+            return
+        device = str(objective.settings.get("device", "auto"))
+        judged = judge(plugins, run.path, samples, device=device)
+    except CellsegError as error:
+        note["error"] = f"The best model could not be judged on the test images: {error}"
+        emit(Note(note["error"]))
+    else:
+        scores = {name: float(value) for name, value in judged.scores.items()}
+        note |= {"images": len(samples), "scores": scores}
+    study.note(TEST, note)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    import yaml
+
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    write_atomic(path, text)
+
+
+def _empty() -> Any:
+    from cellseg.metrics import Tally
+    from cellseg.metrics.scores import THRESHOLDS
+
+    nothing = (0,) * len(THRESHOLDS)
+    return Tally(thresholds=THRESHOLDS, matched=nothing, matched_iou=(0.0,) * len(THRESHOLDS))
