@@ -103,7 +103,7 @@ Ways = dict[str, Callable[[], Tensor]]
 
 
 def compared(ways: Ways, count: int, device: str) -> tuple[list[float], float]:
-    """Median seconds of each, taken by turns, and the lowest IoU of their masks with the first's."""
+    """Median seconds of each, by turns, and the lowest IoU of their masks with the first's."""
     masks: dict[str, Tensor] = {}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(RUNS + (device == "cuda")):

@@ -132,7 +132,7 @@ def test_only_the_best_keep_their_models(tmp_path: Path) -> None:
 
 
 def test_a_stop_gives_back_what_is_under_way(tmp_path: Path) -> None:
-    asked = iter([False] * 12)
+    asked = iter([False] * 9)
     with pytest.raises(InterruptedRunError, match=r"Stopped after \d of 6 trials"):
         run(
             tmp_path,

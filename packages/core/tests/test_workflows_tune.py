@@ -12,6 +12,8 @@ import yaml
 
 pytest.importorskip("optuna")
 
+from example_fakes import plugins as example_plugins
+from shown_data import write_data, write_examples
 from tuning_fakes import Parabola
 
 from cellseg.bundle import Bundle
@@ -202,3 +204,48 @@ def test_a_function_can_be_searched(plugins: Plugins, tmp_path: Path) -> None:
     assert resume_tune(plugins, out, objective=Parabola()).trials == found.trials
     with pytest.raises(ConfigError, match="Python function"):
         resume_tune(plugins, out)
+
+
+def test_examples_train_and_other_images_score(tmp_path: Path) -> None:
+    shown = write_data(tmp_path / "data")
+    examples = write_examples(shown, tmp_path / "examples.geojson")
+    out = tmp_path / "out"
+    found = tune(
+        example_plugins(), "shown", shown, out,
+        space={"margin": [0.0, 0.5, 0.9]}, settings=TuneSettings(sampler="grid"),
+        training=TrainSettings(examples=examples),
+    )  # fmt: skip
+    assert found.count("complete") == 3 and found.options == {"margin": 0.5}
+    assert Splits.load(out / "splits.json") == Splits(train=("1",), val=("0", "2"))
+    assert found.best is not None and found.best.scores["n_true"] > 4
+    config = yaml.safe_load((out / "best.yaml").read_text())
+    assert config["examples"] == str(examples) and config["margin"] == 0.5
+
+
+def test_examples_in_all_images_need_others_to_score(tmp_path: Path) -> None:
+    shown, other = write_data(tmp_path / "data"), write_data(tmp_path / "other")
+    space: dict[str, object] = {"margin": [0.5]}
+    with pytest.raises(DataError, match="none is left to score on"):
+        tune(example_plugins(), "shown", shown, tmp_path / "out", space=space)
+    with pytest.raises(DataError, match="these are the images with the examples"):
+        tune(
+            example_plugins(), "shown", shown, tmp_path / "out", space=space,
+            training=TrainSettings(val=shown),
+        )  # fmt: skip
+    found = tune(
+        example_plugins(), "shown", shown, tmp_path / "out", space=space,
+        training=TrainSettings(val=other), settings=TuneSettings(trials=1),
+    )  # fmt: skip
+    assert found.count("complete") == 1
+    assert "val" not in yaml.safe_load((tmp_path / "out/best.yaml").read_text())
+    with pytest.raises(ConfigError, match="learns in one go"):
+        tune(example_plugins(), "shown", shown, tmp_path / "no", space={"epochs": [1, 2]})
+
+
+def test_options_that_do_nothing_with_examples_are_refused(tmp_path: Path) -> None:
+    shown = write_data(tmp_path / "data")
+    with pytest.raises(ConfigError, match="--val-fraction does nothing"):
+        tune(
+            example_plugins(), "shown", shown, tmp_path / "out", space={"margin": [0.5]},
+            training=TrainSettings(val_fraction=0.5),
+        )  # fmt: skip

@@ -12,8 +12,8 @@ from torch import Tensor  # noqa: TID253
 from cellseg.torch.frames import Frame
 from cellseg.torch.masks import FoundMask, restore_masks, score_masks, suppress
 from cellseg.torch.sam.architecture import Architecture
-from cellseg_cellsam.model import CellSam
 from cellseg_cellsam.encoding import Encoder
+from cellseg_cellsam.model import CellSam
 from cellseg_cellsam.predict_options import CellSamPredictOptions
 
 Boxes: TypeAlias = tuple[Tensor, Tensor]

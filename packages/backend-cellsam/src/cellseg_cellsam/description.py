@@ -34,6 +34,8 @@ class Description:
     masks_trained: bool = False
     """Whether masks of boxes mean something: the model has learned them, here, before or as a
     published one; else they are random."""
+    licence: str = ""
+    """Of the weights that training started from, where it binds what is trained from them."""
 
     def save(self, directory: Path) -> None:
         """Write ``cellsam.json`` into the model's directory."""

@@ -111,7 +111,9 @@ class Encoder:
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         where = self.model.device.type
-        return torch.autocast(where, self.dtype, enabled=self.dtype != torch.float32)
+        low = self.dtype != torch.float32
+        context: AbstractContextManager[None] = torch.autocast(where, self.dtype, enabled=low)
+        return context
 
 
 def check_learned(description: Description, model: Path, *, boxes: bool = True) -> None:

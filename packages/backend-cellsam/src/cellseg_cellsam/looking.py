@@ -139,8 +139,8 @@ def segmented(
             chosen = scores[scores >= lowest], places[scores >= lowest]
             masks, found = masks_of(model, tile.embedding, chosen, tile.frame, thresholds, chunk)
             of = dict(zip(thresholds, masks, strict=True))
-            on_cpu = (one.cpu() for one in chosen)
-            tiles.append(Segmented(tile.frame, *on_cpu, of, found, tile.truth))
+            kept, places = (one.cpu() for one in chosen)
+            tiles.append(Segmented(tile.frame, kept, places, of, found, tile.truth))
     return tiles
 
 

@@ -204,6 +204,7 @@ class _Training:
             draws_boxes=model.draws_boxes,
             boxes_trained=self._boxes_trained,
             masks_trained=self.start.masks_trained or (stage2 and self.shares[1] > 0),
+            licence=self.start.licence,
         )
 
     def _frame(self) -> Any:

@@ -46,6 +46,11 @@ class Start:
     masks_trained: bool = False
     """Whether its encoder and its answers to boxes have learned; else they are random."""
 
+    @property
+    def licence(self) -> str:
+        """Of the weights, where it binds what is trained from them: CellSAM's own."""
+        return LICENCE if self.base is not None and self.base.licence == LICENCE else ""
+
 
 def start(options: CellSamOptions, seed: int, emit: Emit) -> Start:
     """What a training starts from; see ``CellSamOptions.model_type`` and ``checkpoint``.
@@ -70,7 +75,7 @@ def start(options: CellSamOptions, seed: int, emit: Emit) -> Start:
     if path is None:
         loaded = sam_weights.load_published(options.model_type, emit)
     elif path.is_dir():
-        return _named(_of_directory(path, options), options)
+        return _named(_of_directory(path, options, emit), options)
     else:
         loaded = _of_file(path, emit)
     model = _with_detector(loaded.model, _sizes(loaded.name, options.queries), seed)
@@ -119,7 +124,7 @@ def _of_cellsam(values: Mapping[str, Any]) -> dict[str, Any]:
     return {n.removeprefix("model."): t for n, t in named.items() if n.startswith("model.")}
 
 
-def _of_directory(path: Path, options: CellSamOptions) -> Start:
+def _of_directory(path: Path, options: CellSamOptions, emit: Emit) -> Start:
     """The model in a run, in a model directory, or of a stage of a run; it starts as it ended."""
     inside = path / "model"
     directory = inside if (inside / description.FILE).exists() else path
@@ -136,10 +141,10 @@ def _of_directory(path: Path, options: CellSamOptions) -> Start:
         )
     sha256, licence = "", "as its source says"
     if (directory / BUNDLE).exists():
-        bundle = Bundle.load(directory)
-        sha256 = bundle.weights.get(FILE, "")
-        if any(base.licence == LICENCE for base in bundle.base_weights):
-            licence = LICENCE
+        sha256 = Bundle.load(directory).weights.get(FILE, "")
+    if described.licence:
+        licence = described.licence
+        emit(Note(f"{path.name} was trained from {licence}. They bind what is trained from it, too."))
     return Start(
         model=model,
         model_type=described.model_type,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cellseg_cellsam.training.config import ExperimentConfig, Stage1Config, Stage2Config
 from cellseg_cellsam.training.legacy import finetune
-from cellseg_cellsam.training.results import ExperimentResults, FoldResult, Spread
+from cellseg_cellsam.training.results import ExperimentResults, FoldResult
 from cellseg_cellsam.training.runner import ExperimentRunner
 from cellseg_cellsam.training.search import (
     HyperparameterOptimizer,
@@ -31,7 +31,6 @@ __all__ = [
     "HyperparameterSpace",
     "KFoldStrategy",
     "SearchResults",
-    "Spread",
     "Stage1Config",
     "Stage2Config",
     "TrainValSplitStrategy",

@@ -155,7 +155,8 @@ class ExperimentConfig(Configuration):
     gamma: float = Field(1.0, gt=0, le=100)
     """Raise the normalised values to this power; 1 leaves them."""
     preeval: bool = False
-    """Also judge the model before it is trained, and test the difference."""
+    """Also judge the model before it is trained, and test the difference. The model must be one of
+    cellsam, in ``checkpoint``: a detector with random weights finds nothing."""
     debug: bool = False
     """Write each step to the log, with the terms of its loss and the memory in use, and draw
     pictures at each validation instead of the last one only."""

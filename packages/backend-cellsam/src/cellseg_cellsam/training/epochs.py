@@ -14,6 +14,7 @@ from cellseg.files import write_atomic
 from cellseg.runs import RunDir
 
 STAGES = ("stage1", "stage2")
+"""What the names of the metrics of a stage have after ``train/`` or ``val/``."""
 
 
 def by_epoch(events: Iterable[Event], stage: str) -> list[dict[str, Any]]:

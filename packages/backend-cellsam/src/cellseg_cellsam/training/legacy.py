@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cellseg.errors import ConfigError
+from cellseg.events import Emit
 from cellseg.options import refuse_unknown
 from cellseg_cellsam.training.config import ExperimentConfig, Stage1Config, Stage2Config
 from cellseg_cellsam.training.results import ExperimentResults
@@ -16,6 +18,9 @@ def finetune(
     img_path: str | Path,
     mask_path: str | Path | None = None,
     output_name: str = "experiment",
+    *,
+    emit: Emit = lambda event: None,
+    interrupted: Callable[[], bool] = lambda: False,
     **kwargs: Any,
 ) -> ExperimentResults:
     """Train and judge, with one call.
@@ -27,6 +32,8 @@ def finetune(
         img_path: the folder of the images.
         mask_path: the folder of the label images.
         output_name: the folder of the experiment in ``output_dir``.
+        emit: gets what happens, beside the log; ``print`` shows it.
+        interrupted: asked after each step; True stops with the state saved.
         kwargs: the other attributes of ``ExperimentConfig``; those of ``Stage1Config`` and
             ``Stage2Config``, with ``_s1`` and ``_s2`` after names that both have
             (``total_epochs_s1``, ``learning_rate_s2``, ``patience_s1``); and ``k_fold_training``,
@@ -39,7 +46,8 @@ def finetune(
         ConfigError: an unknown name, with the nearest one; or as ``ExperimentRunner.run``.
         CellsegError: as ``ExperimentRunner.run``.
     """
-    return ExperimentRunner(finetune_config(img_path, mask_path, output_name, **kwargs)).run()
+    config = finetune_config(img_path, mask_path, output_name, **kwargs)
+    return ExperimentRunner(config).run(emit=emit, interrupted=interrupted)
 
 
 def finetune_config(

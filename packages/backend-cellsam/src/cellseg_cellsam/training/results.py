@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cellseg.errors import ConfigError, DataError
 from cellseg.files import write_atomic
 from cellseg.metrics.significance import Paired, paired_test
+from cellseg.workflows.cross_validate_results import Spread
 
 TESTED = ("f1@0.50", "mSA@0.50:0.95")
 """The scores that are tested against those of the start model."""
-
-
-class Spread(NamedTuple):
-    """A score over the folds."""
-
-    mean: float
-    std: float
-    """Standard deviation of a sample (n - 1); NaN for a single fold."""
-    n: int
-    """Folds that have the score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +66,8 @@ class ExperimentResults:
 
     @property
     def tests(self) -> dict[str, Paired]:
-        """What training changed, image by image (``paired_test``), with ``preeval``."""
+        """What training changed, image by image (``paired_test``), with ``preeval``; images
+        without a true object are left out."""
         if not any(one.start_per_image for one in self.individual):
             return {}
         after, before = self._of_images("per_image"), self._of_images("start_per_image")
@@ -110,8 +101,8 @@ class ExperimentResults:
             {
                 "strategy": self.strategy,
                 "folds": len(self.individual),
-                "scores": {name: one._asdict() for name, one in self.aggregated.items()},
-                "start_scores": {n: one._asdict() for n, one in self.aggregated_start.items()},
+                "scores": {name: asdict(one) for name, one in self.aggregated.items()},
+                "start_scores": {n: asdict(one) for n, one in self.aggregated_start.items()},
                 "tests": {name: asdict(one) for name, one in self.tests.items()},
                 "remark": self.remark,
             }
@@ -130,7 +121,7 @@ class ExperimentResults:
     def __str__(self) -> str:
         """The main scores, in a few words."""
         said = [
-            f"{name} {found.mean:.3f}" + ("" if math.isnan(found.std) else f" ± {found.std:.3f}")
+            f"{name} {found.mean:.3f}" + ("" if math.isnan(found.sd) else f" ± {found.sd:.3f}")
             for name in TESTED
             if (found := self.aggregated.get(name)) is not None
         ]
@@ -216,13 +207,8 @@ def _plain(value: Any) -> Any:
 
 
 def _spreads(folds: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
-    found = {}
-    for name in dict.fromkeys(name for one in folds for name in one):
-        values = [one[name] for one in folds if math.isfinite(one.get(name, math.nan))]
-        mean = statistics.fmean(values) if values else math.nan
-        std = statistics.stdev(values) if len(values) > 1 else math.nan
-        found[name] = Spread(mean, std, len(values))
-    return found
+    names = dict.fromkeys(name for one in folds for name in one)
+    return {name: Spread.of([one.get(name, math.nan) for one in folds]) for name in names}
 
 
 def _test(
@@ -235,5 +221,8 @@ def _test(
         if metric not in scores:
             known = ", ".join(name for name in scores if "@" in name)
             raise ConfigError(f"Images have no score {metric!r}.", hint=f"Known: {known}.")
-    ours, others = ({n: one[metric] for n, one in side.items()} for side in (mine, theirs))
+    ours, others = (
+        {n: one[metric] if one["n_true"] else math.nan for n, one in side.items()}
+        for side in (mine, theirs)
+    )
     return paired_test(ours, others, groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,8 +49,9 @@ class ExperimentTrial:
         means = {name: sum(one[name] for one in scores) / len(scores) for name in scores[0]}
         report.measured(means)
         score = float(means[self.metric])
-        write_atomic(folder / SCORE, json.dumps(score))
-        _keep_best(folder.parent)
+        if math.isfinite(score):  # else the search calls it a failure
+            write_atomic(folder / SCORE, json.dumps(score))
+            _keep_best(folder.parent)
         return score
 
     def _judged(self, config: ExperimentConfig, fold: int, report: Any) -> Mapping[str, float]:

@@ -78,7 +78,7 @@ def write_tune_report(
             "sampler": how.sampler,
             "trials": len(found.trials),
             "seed": request.seed,
-            "stopped early": how.pruned,
+            "stops bad trials early": how.pruned,
             "database": storage,
             **({} if request.function else {"score": how.metric}),
         },

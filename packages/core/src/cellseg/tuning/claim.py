@@ -144,7 +144,7 @@ class Claim(AbstractContextManager["Claim"]):
             params = params if len(params) == len(self.study.space.parameters) else {}
             following = successor_notes(self.number, notes) | {"deaths": deaths}
             self.study.optuna_study.enqueue_trial(params, user_attrs=following)
-        self.note("replaced", f"{why[0].upper()}{why[1:]}; another trial goes on with it.")
+        self.note("replaced", f"{why[0].upper()}{why[1:]}; it goes on as another trial.")
         self._end("FAIL", None)
 
     def drop(self, why: str) -> None:

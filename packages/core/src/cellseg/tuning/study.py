@@ -50,18 +50,15 @@ class Study:
         self.optuna = load()
         self.address, self.space = address, address.space
         self.storage = self.optuna.storages.get_storage(open_storage(address.url))
-        samplers = self.optuna.samplers
-        seed = address.seed * 1000 + worker
-        sampler = (
-            samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-            if address.sampler == "tpe"
-            else samplers.RandomSampler(seed=seed)
-        )
         pruners = self.optuna.pruners
         pruner = pruners.MedianPruner(n_min_trials=3) if address.prune else pruners.NopPruner()
         try:
+            begun = self._begun(self.storage.get_study_id_from_name(address.name))
             self.optuna_study = self.optuna.load_study(
-                study_name=address.name, storage=self.storage, sampler=sampler, pruner=pruner
+                study_name=address.name,
+                storage=self.storage,
+                sampler=self._sampler(1000 * address.seed + worker + 7919 * begun),
+                pruner=pruner,
             )
         except KeyError:
             raise DataError(
@@ -188,6 +185,17 @@ class Study:
         resumed = frozen.user_attrs.get("resumes")
         earlier = (each for each in self._frozen() if each.number < frozen.number)
         return resumed is not None and any(stands_in(each, resumed) for each in earlier)
+
+    def _sampler(self, seed: int) -> Any:
+        samplers = self.optuna.samplers
+        if self.address.sampler != "tpe":  # the points are drawn already
+            return samplers.RandomSampler(seed=seed)
+        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+    def _begun(self, study: int) -> int:
+        """How many trials have begun: a search that goes on must not draw its first ones again."""
+        states = [frozen.state.name for frozen in self.storage.get_all_trials(study, False)]
+        return len(states) - states.count("WAITING")
 
     def _seen_for(self, number: int) -> float:
         now = time.monotonic()

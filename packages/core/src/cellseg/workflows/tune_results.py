@@ -14,6 +14,7 @@ from cellseg.events import Emit, Note
 from cellseg.files import write_atomic
 from cellseg.plugins import Plugins
 from cellseg.runs import RunDir
+from cellseg.specs import TrainerSpec
 from cellseg.tuning.search import Tuned, result
 from cellseg.tuning.study import Study
 from cellseg.tuning.trials import write_table
@@ -71,6 +72,8 @@ def finish(
     if found.best is not None and isinstance(objective, TrainAndJudge):
         chosen = objective.chosen(found.options)
         train = {"backend": request.backend, "reader": request.reader, **chosen.training}
+        if plugins.get(TrainerSpec, request.backend).examples:
+            train.pop("val", None)  # which a training of one go does not take
         _write(folder.best, train)
         if chosen.predict:
             _write(folder.predict, chosen.predict)

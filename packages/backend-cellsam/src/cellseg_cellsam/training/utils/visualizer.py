@@ -9,9 +9,8 @@ from cellseg.events import Progress, Validated
 from cellseg.files import make_folder, write_atomic
 from cellseg.report.curves import Chart, Point, Series, chart
 from cellseg.runs import RunDir
+from cellseg_cellsam.training.epochs import STAGES
 
-STAGES = ("stage1", "stage2")
-"""What the names of the metrics of a stage have after ``train/`` or ``val/``."""
 _TOGETHER = 4
 """Lines that a chart can tell apart."""
 
