@@ -57,7 +57,6 @@ CHOSEN: dict[str, object] = {
     "devices": 2,
     "patches_per_image": 24,
     "decay_epochs": STAGE1,
-    "stage2_learning_rate": 1e-3,
     "num_workers": 0,
 }
 WITH_A_GPU = """

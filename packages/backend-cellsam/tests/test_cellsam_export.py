@@ -15,19 +15,22 @@ from cellseg.bundle import Bundle
 from cellseg.torch.frames import Frame
 from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.weights import seeded
+from cellseg_cellsam import export
 from cellseg_cellsam.description import Description
-from cellseg_cellsam.export import export_onnx, export_sam, write_sam
+from cellseg_cellsam.export import export_onnx, export_sam, write_sam, write_segmenting
 from cellseg_cellsam.export_options import OnnxOptions, SamOptions
 from cellseg_cellsam.model import CellSam
 from cellseg_cellsam.sizes import DetectorSizes
 from cellseg_cellsam.stored import load_model, save_model
 
 
-def stored(folder: Path, model_type: str = "tiny", **values: Any) -> Path:
+def stored(
+    folder: Path, model_type: str = "tiny", *, draws_boxes: bool = False, **values: Any
+) -> Path:
     """A model directory with random weights."""
     folder.mkdir()
     with seeded(0):
-        model = CellSam(Architecture.named("tiny"), DetectorSizes.named("tiny"))
+        model = CellSam(Architecture.named("tiny"), DetectorSizes.named("tiny"), draws_boxes)
         for layer in model.detector.decoder:
             torch.nn.init.normal_(layer.score.weight, std=0.3)
             torch.nn.init.normal_(layer.box[-1].weight, std=0.1)
@@ -35,6 +38,7 @@ def stored(folder: Path, model_type: str = "tiny", **values: Any) -> Path:
         model_type=model_type,
         architecture=model.architecture.to_dict(),
         detector=model.sizes.to_dict(),
+        draws_boxes=draws_boxes,
         **{"boxes_trained": True, "masks_trained": True, **values},
     )
     save_model(model, described, folder)
@@ -117,9 +121,7 @@ def test_onnx_says_what_the_model_says(tiny: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         features = model.trunk(model.prepare(image, frame))
         scores, boxes = model.detect(features).best()
-        wanted, iou = model.answer(
-            model.neck(features)[1:2], boxes=boxes[1, :5] * side, multimask=False
-        )
+        wanted, iou = model.segment(model.neck(features)[1:2], boxes[1, :5] * side)
     find, segment = (
         onnxruntime.InferenceSession(target / name, providers=["CPUExecutionProvider"])
         for name in ("find.onnx", "segment.onnx")
@@ -129,15 +131,56 @@ def test_onnx_says_what_the_model_says(tiny: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found[1], boxes * side, atol=1e-2)
     inputs = {"embedding": found[2][1:2], "boxes": found[1][1, :5]}
     masks, estimated = segment.run(None, inputs)
-    np.testing.assert_allclose(masks, wanted[:, 0], atol=1e-3)
-    np.testing.assert_allclose(estimated, iou[:, 0], atol=1e-3)
+    np.testing.assert_allclose(masks, wanted, atol=1e-3)
+    np.testing.assert_allclose(estimated, iou, atol=1e-3)
     about = json.loads((target / "model.json").read_text())
     assert about["side"] == side and about["thresholds"]["box_threshold"] == 0.17
     assert about["bundle"]["normaliser"]["method"] and "precision" not in about["thresholds"]
     assert told, "the difference is told"
+    assert about["licence"] == ""
 
 
-def test_an_unreachable_tolerance_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+def test_drawings_of_boxes_are_not_for_segment_anything(tmp_path: Path, known: None) -> None:
+    model = stored(tmp_path / "a", "vit_b", draws_boxes=True)
+    with pytest.raises(ConfigError, match="drawings"):
+        export_sam(job(model, tmp_path / "x", SamOptions(check=False)), silent)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_licence_goes_with_the_export(tmp_path: Path) -> None:
+    model = stored(tmp_path / "a", "vit_b", licence="some weights: not for sale")
+    told: list[Event] = []
+    export_sam(job(model, tmp_path / "x", SamOptions(check=False)), told.append)
+    notes = [event.text for event in told if isinstance(event, Note)]
+    assert any("some weights: not for sale" in text for text in notes)
+
+
+def test_onnx_draws_boxes_as_the_model_does(tmp_path: Path) -> None:
+    import onnxruntime
+
+    model, _ = load_model(stored(tmp_path / "model", draws_boxes=True))
+    a, target = model.architecture, tmp_path / "segment.onnx"
+    write_segmenting(model, target, 1e-3)
+    with seeded(5):
+        embedding = torch.randn(1, a.out_channels, a.grid, a.grid)
+        boxes = torch.rand(5, 2, 2).sort(1).values.flatten(1) * a.side
+    with torch.no_grad():
+        wanted, iou = model.segment(embedding, boxes)
+    network = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+    found = network.run(None, {"embedding": embedding.numpy(), "boxes": boxes.numpy()})
+    np.testing.assert_allclose(found[0], wanted, atol=1e-3)
+    np.testing.assert_allclose(found[1], iou, atol=1e-3)
+    assert not np.allclose(found[0][0], found[0][1], atol=1e-2), "boxes make a difference"
+
+
+def test_an_unreachable_tolerance_leaves_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(program: Any, target: Path, tolerance: float) -> float:
+        target.write_bytes(b"another network")
+        return 0.0
+
+    monkeypatch.setattr(export, "write_onnx", written)  # which takes long
     with pytest.raises(WeightsError, match="differ"):
         export_onnx(job(tiny, tmp_path / "out", OnnxOptions(tolerance=1e-30)), silent)
     assert not list(tmp_path.glob("*out*"))

@@ -101,9 +101,13 @@ def test_neck_and_decoder_is_what_answers_boxes() -> None:
     model, options = model_of(stage2_type="neck_and_decoder")
     found = set(of_stage2(model, options))
     assert not any(name.startswith("detector.") or in_trunk(name) for name in found)
-    assert not any("mask_downscaling" in name for name in found), "there are no mask prompts"
     prompts = {name for name in found if name.startswith("sam.prompt_encoder.")}
-    assert {name.split(".")[2] for name in prompts} == {"point_embeddings", "no_mask_embed"}
+    assert {name.split(".")[2] for name in prompts} == {"point_embeddings", "mask_downscaling"}
+    model.draws_boxes = False
+    others = set(of_stage2(model, options))
+    assert {n for n in others ^ found if "mask_downscaling" not in n} == {
+        "sam.prompt_encoder.no_mask_embed.weight"
+    }, "without drawings, what stands for none"
     assert any("iou_prediction_head" in name for name in found)
     without = CellSamOptions(stage2_type="neck_and_decoder", iou_loss_weight=0)
     assert not any("iou_prediction_head" in name for name in of_stage2(model, without))

@@ -164,9 +164,11 @@ class Oracle:
     def __init__(self, module: MaskLearner, given: dict[str, Any], right: float) -> None:
         self.module, self.given, self.right, self.calls = module, given, right, []
 
-    def __call__(self, embedding: Any, *, boxes: Any, multimask: bool) -> tuple[Any, Any]:
+    def __call__(
+        self, embedding: Any, *, boxes: Any, masks: Any, multimask: bool
+    ) -> tuple[Any, Any]:
         frame, labels = self.module._frame, self.given["labels"][0]
-        assert len(embedding) == 1 and not multimask
+        assert len(embedding) == 1 and masks is None and not multimask
         objects = objects_of(labels, frame)
         same = (objects.boxes[None] == boxes[:, None]).all(2)
         assert same.any(1).all()  # of true boxes, without noise

@@ -42,6 +42,8 @@ def test_the_defaults_are_those_of_the_older_trainer() -> None:
         ({"stage": "2", "queries": 9}, "--queries: --stage 2"),
         ({"stage": "2", "lora_rank": 4}, "--lora-rank: --stage 2"),
         ({"stage": "2", "recompute": True}, "--recompute: --stage 2"),
+        ({"stage2_epochs": 0, "focal_gamma": 3.0}, "--focal-gamma: --stage2-epochs 0"),
+        ({"stage1_epochs": 0, "queries": 9}, "--queries: --stage1-epochs 0"),
         ({"stage1_type": "cellfinder", "lora_rank": 4}, "--lora-rank: --stage1-type cellfinder"),
         ({"stage1_type": "head_only", "backbone_learning_rate": 1.0}, "--backbone-learning-rate"),
         ({"stage1_type": "image_encoder", "stage1_learning_rate": 1.0}, "--stage1-learning-rate"),
@@ -146,10 +148,13 @@ def test_presets_are_valid(preset: str) -> None:
     assert own and options.model_dump(include=set(own)) == own
 
 
+STAGE2_OF_SCRATCH = {"stage2_type", "stage2_learning_rate", "boundary_loss_weight"}
+
+
 @pytest.mark.parametrize(
     ("preset", "given", "gone"),
     [
-        ("scratch", {"stage": "1"}, {"stage2_type", "stage2_learning_rate"}),
+        ("scratch", {"stage": "1"}, STAGE2_OF_SCRATCH),
         ("scratch", {"stage": "2"}, {"stage1_learning_rate", "backbone_learning_rate"}),
         ("scratch", {"stage1_type": "cellfinder"}, {"backbone_learning_rate"}),
         ("scratch", {"checkpoint": Path("x.pt")}, {"model_type"}),

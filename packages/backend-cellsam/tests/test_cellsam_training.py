@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
+from sam_fakes import small_sam  # noqa: E402
 
 from cellseg.classes import encoded  # noqa: E402
 from cellseg.errors import ConfigError, InterruptedRunError  # noqa: E402
@@ -23,6 +24,7 @@ from cellseg_cellsam.options import CellSamOptions  # noqa: E402
 from cellseg_cellsam.predict_options import CellSamPredictOptions  # noqa: E402
 from cellseg_cellsam.stored import load_model  # noqa: E402
 from cellseg_cellsam.train import train  # noqa: E402
+from cellseg_cellsam.weights import LICENCE  # noqa: E402
 
 SHAPE = (1, 48, 48)
 TINY: dict[str, Any] = {
@@ -158,6 +160,19 @@ def test_stage_1_is_kept_and_can_be_started_from(tmp_path: Path) -> None:
     assert not changed(tmp_path / "both", tmp_path / "again")
 
 
+def test_the_licence_of_cellsam_stays_from_run_to_run(tmp_path: Path) -> None:
+    state = {f"model.{n}": tensor for n, tensor in small_sam(seed=5).sam.state_dict().items()}
+    torch.save(state, tmp_path / "cellsam.pt")
+    run(make_job(tmp_path / "1", 2, checkpoint=tmp_path / "cellsam.pt", queries=9))
+    kept = tmp_path / "1" / "checkpoint" / "stage1"
+    for number, source in enumerate((tmp_path / "1", kept, kept / "model"), 2):
+        folder = tmp_path / str(number)
+        trained, events = run(make_job(folder, 1, stage="2", checkpoint=source))
+        assert "non-commercial academic use only" in notes(events)
+        assert [base.licence for base in trained.base_weights] == [LICENCE]
+        assert load_model(folder / "model")[1].licence == LICENCE
+
+
 class Killed(BaseException):
     """As by SIGKILL: nothing is tidied up."""
 
@@ -252,6 +267,23 @@ def test_what_stays_random_is_told(tmp_path: Path) -> None:
     assert "--stage2-type neck_and_decoder" in notes(events)
     _, events = run(make_job(tmp_path / "2", 1, stage="1", stage1_type="cellfinder"))
     assert "The image encoder has random weights" in notes(events)
+
+
+def test_what_is_left_out_for_want_of_epochs_is_told(tmp_path: Path) -> None:
+    _, events = run(make_job(tmp_path / "1", 1))
+    assert "Stage 2 gets none of the epochs" in notes(events)
+    few = {name: TINY[name] for name in ("model_type", "patch_size", "threads", "calibrate")}
+    options = CellSamOptions(**few, stage1_epochs=0, patches_per_image=1, batch_size=1)
+    _, events = run(replace(make_job(tmp_path / "2", 1), options=options))
+    assert "will find no cells by itself" in notes(events)
+
+
+def test_more_cells_than_anchor_points_are_told(tmp_path: Path) -> None:
+    crowd = [blobs(seed, SHAPE, 6) for seed in (1, 2)]
+    _, events = run(make_job(tmp_path / "1", 1, train=crowd, queries=4, stage="1"))
+    assert "Patches show up to 6 cells" in notes(events) and "--queries 12" in notes(events)
+    _, events = run(make_job(tmp_path / "2", 1, train=crowd, queries=6, stage="1"))
+    assert "--queries" not in notes(events)
 
 
 def test_patience_without_validation_is_refused(tmp_path: Path) -> None:

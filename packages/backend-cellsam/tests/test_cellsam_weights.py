@@ -72,7 +72,19 @@ def test_the_published_cellsam_gives_its_segment_anything_and_its_licence(tmp_pa
     found, told = begun(checkpoint=tmp_path / "cellsam.pt")
     assert same(found.model.sam, sam.sam) and not found.boxes_trained
     assert "non-commercial academic use only" in told and "not the detector" in told
-    assert found.base is not None and found.base.licence == LICENCE
+    assert found.base is not None and found.base.licence == found.licence == LICENCE
+
+
+def test_what_is_trained_from_cellsam_keeps_its_licence(tmp_path: Path) -> None:
+    model = begun(7, model_type="tiny", queries=9)[0].model
+    save_model(model, described(model, licence=LICENCE), tmp_path / "run" / "model")
+    save_model(model, described(model), tmp_path / "free" / "model")
+    for path in (tmp_path / "run", tmp_path / "run" / "model"):
+        found, told = begun(checkpoint=path)
+        assert found.licence == LICENCE and "non-commercial academic use only" in told
+        assert found.base is not None and found.base.licence == LICENCE
+    found, told = begun(checkpoint=tmp_path / "free")
+    assert found.licence == "" and "CellSAM" not in told
 
 
 def test_a_run_is_started_from_whole(tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ def test_two_folders_share_one_search(plugins: Plugins, data: Path, tmp_path: Pa
     assert any(isinstance(note, Note) and "Joins" in note.text for note in notes)
     with pytest.raises(DataError, match="another search called 'both'"):
         searched(plugins, data, tmp_path / "c", {"sigma": "0..2"}, how=how)
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_function_can_be_searched(plugins: Plugins, tmp_path: Path) -> None:
@@ -249,3 +250,25 @@ def test_options_that_do_nothing_with_examples_are_refused(tmp_path: Path) -> No
             example_plugins(), "shown", shown, tmp_path / "out", space={"margin": [0.5]},
             training=TrainSettings(val_fraction=0.5),
         )  # fmt: skip
+
+
+def test_other_images_can_validate(plugins: Plugins, data: Path, tmp_path: Path) -> None:
+    other = write_data(tmp_path / "other")
+    out = tmp_path / "out"
+    found = searched(plugins, data, out, {"sigma": [1.0, 2.0]}, how={"trials": 2}, val=other)
+    assert found.count("complete") == 2
+    splits = Splits.load(out / "splits.json")
+    assert len(splits.train) == 6 and splits.val == ("0", "1", "2")
+
+
+def test_options_of_the_search_that_do_nothing_are_refused(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="--prune does nothing"):
+        searched(plugins, data, tmp_path / "a", {"predict.sigma": [1.0]}, how={"prune": True})
+    with pytest.raises(ConfigError, match="metric does nothing"):
+        tune(
+            plugins, "me", None, tmp_path / "b", space={"x": [1.0]}, objective=Parabola(),
+            settings=TuneSettings(metric="f1@0.50"),
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())

@@ -60,6 +60,7 @@ def export_sam(job: ExportJob[SamOptions], emit: Emit) -> Path:
         )
     check_learned(description, job.model, boxes=False)
     write_sam(model, job.target, check_as=name if job.options.check else None)
+    _tell_licence(description, emit)
     emit(
         Note(
             f"segment_anything reads it as checkpoint of {name}, to segment boxes and points. It"
@@ -188,6 +189,7 @@ def export_onnx(job: ExportJob[OnnxOptions], emit: Emit) -> Path:
         about = json.dumps(_about(model, description, bundle), indent=1)
         (temporary / ABOUT).write_text(about + "\n", encoding="utf-8")
     tell_difference(worst, emit)
+    _tell_licence(description, emit)
     return job.target
 
 
@@ -239,6 +241,11 @@ def _question(model: CellSam, count: int) -> tuple[Tensor, Tensor]:
         return torch.randn(1, a.out_channels, a.grid, a.grid), corners
 
 
+def _tell_licence(description: Description, emit: Emit) -> None:
+    if description.licence:
+        emit(Note(f"The model was trained from {description.licence}. They bind the export, too."))
+
+
 def _about(model: CellSam, description: Description, bundle: Bundle) -> dict[str, Any]:
     """What is not part of the networks."""
     return {
@@ -251,5 +258,6 @@ def _about(model: CellSam, description: Description, bundle: Bundle) -> dict[str
         "boxes": "x0 y0 x1 y1 in pixels of the square",
         "masks": "logits, at a quarter of the resolution of the square",
         "thresholds": CellSamPredictOptions(**bundle.predict).model_dump(exclude=_COMPUTING),
+        "licence": description.licence,
         "bundle": json.loads(bundle.model_dump_json()),
     }

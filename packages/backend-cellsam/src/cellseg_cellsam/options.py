@@ -52,6 +52,7 @@ STAGE2 = (
     "box_noise",
 )
 """Options of stage 2 alone."""
+MOST_QUERIES = 10000
 OF_TRUNK = ("image_encoder", "all_backbones")
 """Kinds of stage 1 in which the encoder learns."""
 _AUGMENTING = tuple(name for names in AugmentOptions.panels.values() for name in names)
@@ -112,7 +113,7 @@ class CellSamOptions(FitOptions, PatchOptions, AugmentOptions):
     """What learns in stage 1: cellfinder, the detector; image_encoder, the trunk of the encoder, to
     suit a detector that has been trained; all_backbones, both; head_only, the layers of the
     detector that give scores and boxes, and its anchor points."""
-    queries: int | None = Field(None, ge=1, le=10000)
+    queries: int | None = Field(None, ge=1, le=MOST_QUERIES)
     """Anchor points of a new detector, each of which can find one cell: more than there are cells
     in a patch. If not given, 900; 256 for small, 64 for tiny."""
     lora_rank: int = Field(0, ge=0, le=256)
@@ -149,7 +150,8 @@ class CellSamOptions(FitOptions, PatchOptions, AugmentOptions):
 
     stage2_type: Literal["neck", "neck_and_decoder"] = "neck"
     """What learns in stage 2, from the masks of true boxes: the neck of the encoder, through the
-    mask decoder, which stays as it is; or the neck, the embeddings of boxes and the decoder."""
+    mask decoder, which stays as it is; or the neck, the embeddings of boxes (and of their drawings,
+    in a model from random weights) and the decoder."""
     stage2_learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of stage 2."""
     stage2_patience: int = Field(0, ge=0)
@@ -179,7 +181,8 @@ class CellSamOptions(FitOptions, PatchOptions, AugmentOptions):
     """Objects of a training patch that are prompted at most; drawn at random."""
     box_noise: float = Field(0.1, ge=0, le=0.5)
     """How far the edges of a true box are moved either way at most, in lengths of that side, so
-    that masks suit boxes that are not exact."""
+    that masks suit boxes that are not exact; never by more than 20 pixels of the square that the
+    encoder sees."""
 
     augmentation: Literal["custom", "none", "simple", "complex"] = "custom"
     """none, simple (mirrored and turned by right angles) or complex (also scaled by up to 1.15,
@@ -328,10 +331,15 @@ def _idle(given: Mapping[str, Any]) -> dict[str, str]:
         for name in names:
             idle.setdefault(name, why)
 
-    if value("stage") == "1":
-        add(STAGE2, "--stage 1 does not train masks")
-    if value("stage") == "2":
-        add((*STAGE1, "recompute"), "--stage 2 does not train the detector, nor the encoder")
+    for stage, other, names, what in (
+        ("1", "stage2_epochs", STAGE2, "masks"),
+        ("2", "stage1_epochs", (*STAGE1, "recompute"), "the detector, nor the encoder"),
+    ):
+        if value("stage") == stage:
+            add(names, f"--stage {stage} does not train {what}")
+        elif value("stage") == "both" and value(other) == 0:
+            rest = tuple(name for name in names if name != other)
+            add(rest, f"--{other.replace('_', '-')} 0 does not train {what}")
     kind = value("stage1_type")
     if kind not in OF_TRUNK:
         why = f"--stage1-type {kind} leaves the encoder as it is"

@@ -9,10 +9,10 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
     "scratch": {
         "model_type": "small",
         "patch_size": 128,
-        "stage1_learning_rate": 5e-4,
-        "backbone_learning_rate": 5e-4,
+        "stage1_learning_rate": 1e-3,
+        "backbone_learning_rate": 1e-3,
         "stage2_type": "neck_and_decoder",
-        "stage2_learning_rate": 5e-4,
+        "stage2_learning_rate": 1e-3,
         "boundary_loss_weight": 0.0,  # it favours empty masks at first
         "batch_size": 4,
         "patches_per_image": 4,

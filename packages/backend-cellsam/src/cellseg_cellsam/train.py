@@ -20,7 +20,7 @@ from cellseg.torch.training import Fit, fit
 from cellseg.torch.weights import FILE, load_weights
 from cellseg_cellsam.description import Description
 from cellseg_cellsam.learning import adapt, of_stage1, of_stage2
-from cellseg_cellsam.options import CellSamOptions
+from cellseg_cellsam.options import MOST_QUERIES, CellSamOptions
 from cellseg_cellsam.predict_options import CellSamPredictOptions
 from cellseg_cellsam.stages import Finished, Numbered, job_of, shares_of
 from cellseg_cellsam.stored import save_model
@@ -86,7 +86,12 @@ class _Training:
         options, started = self.options, self.start
         first, second = self.shares
         kind = options.stage1_type
-        if options.stage != "2" and kind in ("image_encoder", "head_only"):
+        if options.recompute and started.model.architecture.tiny_vit:
+            raise ConfigError(
+                "--recompute does nothing with MobileSAM's encoder (vit_t).",
+                hint="Leave it out; to save memory, give a smaller --batch-size.",
+            )
+        if first and kind in ("image_encoder", "head_only"):
             if not started.boxes_trained:
                 raise ConfigError(
                     f"--stage1-type {kind} leaves most of the detector as it is, but that has"
@@ -94,11 +99,18 @@ class _Training:
                     hint="Train it: --stage1-type cellfinder or all_backbones; or start from a run"
                     " of cellsam: --checkpoint RUN",
                 )
-        if options.stage == "2" and not started.boxes_trained:
+        if second and not first and not started.boxes_trained:
             self.emit(
                 Note(
-                    "The detector has random weights, which stay as they are with --stage 2: the"
+                    "The detector has random weights, which stay as they are without stage 1: the"
                     " model will find no cells by itself."
+                )
+            )
+        if first and not second and options.stage == "both":
+            self.emit(
+                Note(
+                    "Stage 2 gets none of the epochs, so masks are not learned: give more --epochs,"
+                    " or say so by --stage 1."
                 )
             )
         if first and kind == "cellfinder" and not started.masks_trained:
@@ -222,6 +234,16 @@ class _Training:
         if sampler.skipped:
             listed = ", ".join(sampler.skipped[:5]) + (", ..." if len(sampler.skipped) > 5 else "")
             self.emit(Note(f"Not trained on, for want of objects (--min-instances): {listed}"))
+        crowd, queries = sampler.crowd(), self.model.sizes.queries
+        if self.shares[0] and crowd > queries:
+            self.emit(
+                Note(
+                    f"Patches show up to {crowd} cells, but the detector finds {queries} at most,"
+                    " one for each of its anchor points, and learns nothing from the others. Train"
+                    f" one with more, such as --queries {min(2 * crowd, MOST_QUERIES)}, or with smaller patches:"
+                    " --patch-size."
+                )
+            )
         return Loaders(
             train=TrainingPatches(sampler, make, options.augmenting, job.seed),
             epoch_samples=options.patches_per_image * len(job.train),

@@ -45,11 +45,8 @@ class Start:
     """Whether its detector has learned; else it is random."""
     masks_trained: bool = False
     """Whether its encoder and its answers to boxes have learned; else they are random."""
-
-    @property
-    def licence(self) -> str:
-        """Of the weights, where it binds what is trained from them: CellSAM's own."""
-        return LICENCE if self.base is not None and self.base.licence == LICENCE else ""
+    licence: str = ""
+    """Of the weights, where it binds what is trained from them: CellSAM's own."""
 
 
 def start(options: CellSamOptions, seed: int, emit: Emit) -> Start:
@@ -65,7 +62,7 @@ def start(options: CellSamOptions, seed: int, emit: Emit) -> Start:
             MobileSAM's, which is not installed.
         WeightsError: weights cannot be had or read.
     """
-    path = options.checkpoint
+    path, licence = options.checkpoint, ""
     if path is None and options.model_type in RANDOM:
         architecture = replace(Architecture.named(options.model_type), unetr=None)
         sizes = _sizes(options.model_type, options.queries)
@@ -77,11 +74,17 @@ def start(options: CellSamOptions, seed: int, emit: Emit) -> Start:
     elif path.is_dir():
         return _named(_of_directory(path, options, emit), options)
     else:
-        loaded = _of_file(path, emit)
+        loaded, licence = _of_file(path, emit)
     model = _with_detector(loaded.model, _sizes(loaded.name, options.queries), seed)
     if options.stage != "2":
         emit(Note("The detector starts from random weights: this model has none."))
-    started = Start(model=model, model_type=loaded.name, base=loaded.base, masks_trained=True)
+    started = Start(
+        model=model,
+        model_type=loaded.name,
+        base=loaded.base,
+        masks_trained=True,
+        licence=licence,
+    )
     return started if path is None else _named(started, options)
 
 
@@ -99,8 +102,9 @@ def _with_detector(segmenting: SegmentAnything, sizes: DetectorSizes, seed: int)
     return model
 
 
-def _of_file(path: Path, emit: Emit) -> sam_weights.Loaded:
-    """Segment Anything in a file, as all who publish it write it; CellSAM's detector is another."""
+def _of_file(path: Path, emit: Emit) -> tuple[sam_weights.Loaded, str]:
+    """Segment Anything in a file, as all who publish it write it, and the licence that binds what
+    is trained from it; CellSAM's detector is another."""
     values = sam_weights.read_tensors(path)
     if any(str(name).startswith("detector.") for name in values):
         raise WeightsError(
@@ -108,7 +112,7 @@ def _of_file(path: Path, emit: Emit) -> sam_weights.Loaded:
             hint=f"Give the folder that they were written to: --checkpoint {path.parent}",
         )
     if not any(str(name).startswith(_CELLSAM) for name in values):
-        return sam_weights.load_checkpoint(path)
+        return sam_weights.load_checkpoint(path), ""
     states = sam_weights.States(_of_cellsam(values))
     model = sam_weights.fill(SegmentAnything, states, path)
     beside = any(str(name).startswith(_BESIDE) for name in values)
@@ -116,7 +120,7 @@ def _of_file(path: Path, emit: Emit) -> sam_weights.Loaded:
     emit(Note(f"{path.name}: {LICENCE}. What is trained from them is bound by it too."))
     if beside:
         emit(Note(f"{path.name}: only the parts of Segment Anything are taken, not the detector."))
-    return sam_weights.Loaded(model=model, name=model.architecture.closest, base=base)
+    return sam_weights.Loaded(model=model, name=model.architecture.closest, base=base), LICENCE
 
 
 def _of_cellsam(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +155,7 @@ def _of_directory(path: Path, options: CellSamOptions, emit: Emit) -> Start:
         base=BaseWeights(name=path.name, source=str(path), licence=licence, sha256=sha256),
         boxes_trained=described.boxes_trained,
         masks_trained=described.masks_trained,
+        licence=described.licence,
     )
 
 

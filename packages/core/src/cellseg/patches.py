@@ -25,6 +25,7 @@ from cellseg.sampling_options import PatchOptions
 from cellseg.splits import weighted
 
 _TRIES = 8
+_LOOKED_AT = 256  # patches of an image that are counted for a crowd
 _SEARCHED = 2000  # objects of an image that are tried as the middle of a crowd
 
 
@@ -155,6 +156,11 @@ class PatchSampler:
         return min(
             int(self._shares.searchsorted(rng.random(), side="right")), len(self._images) - 1
         )
+
+    def crowd(self) -> int:
+        """How many objects a patch shows at most, whole or in part: of up to 256 patches of each
+        image, evenly spread over it."""
+        return max(image.crowd(self.shape) for image in self._images)
 
     def grid(self) -> PatchGrid:
         """Patches that cover all images, those without enough objects too."""
@@ -304,6 +310,13 @@ class _Image:
                 break
             whole += self._objects.visible(int(number), labels, origin) >= self._size
         return labels if whole >= wanted else None
+
+    def crowd(self, shape: ZYX) -> int:
+        """How many objects a patch shows at most, of some that are evenly spread."""
+        corners = list(_covering(self.sample, shape))
+        step = math.ceil(len(corners) / _LOOKED_AT)
+        seen = (self._objects.seen(corner, shape) for corner in corners[::step])
+        return max(whole + len(partly) for whole, partly in seen)
 
     def _range(self, shape: ZYX) -> list[tuple[int, int]]:
         """For each axis the least and the greatest corner: one where the image is no larger."""

@@ -1,6 +1,7 @@
 """``cellseg tune``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,13 +77,15 @@ def tune(arguments: Arguments) -> Command:
         from cellseg.workflows.tune import tune
 
         assert trainer is not None
+        wanted = read_space(search or (), space)
+        given = _without(given, wanted, {**trainer.aliases, **reader.aliases})
         with stoppable() as interrupted, console.following("Searching", "trial") as emit:
             found = tune(
                 line.plugins,
                 trainer.name,
                 data,
                 output,
-                space=read_space(search or (), space),
+                space=wanted,
                 settings=given.options(TuneSettings),
                 training=given.options(TrainSettings),
                 reader_options=_fixed(given, reader.model),
@@ -142,6 +145,12 @@ def show(console: Console, found: "Tuned", output: Path) -> None:
             f"{len(failed)} of {len(found.trials)} trials failed: {shown}{more}",
             hint=f"Try them again: cellseg resume {output}",
         )
+
+
+def _without(given: Given, searched: Iterable[str], aliases: Mapping[str, str]) -> Given:
+    """What was given, without the options of the preset that are searched."""
+    names = {aliases.get(name, name) for name in searched}
+    return replace(given, preset={n: v for n, v in given.preset.items() if n not in names})
 
 
 def _fixed(given: Given, model: type[Options]) -> Mapping[str, object]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cellseg.errors import ConfigError, PluginError, StorageError
@@ -79,6 +81,24 @@ def open_storage(url: str) -> Any:
         sqlalchemy.event.listen(storage.engine, "begin", _begin)
         storage.engine.dispose()
     return storage
+
+
+@contextmanager
+def database_errors(url: str) -> Iterator[None]:
+    """Turn the error of a database that stays away, or locked, into one that users understand.
+
+    Raises:
+        StorageError: it names the database.
+    """
+    optuna = load()
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise StorageError(
+            f"{masked(url)}: the database does not answer: {reason}",
+            hint="Go on with the search when it does: cellseg resume DIR",
+        ) from error
 
 
 def masked(url: str) -> str:

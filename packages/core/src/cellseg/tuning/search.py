@@ -20,6 +20,7 @@ from cellseg.tuning.worker import Work, hopeless, start, work
 
 DATABASE = "study.db"
 TABLE = "trials.csv"
+DEFAULT_NAME = "search"
 _SECONDS = 0.5
 _PATIENCE = 60
 """Seconds that another computer may take to write down the trials of a search that it began."""
@@ -59,7 +60,7 @@ def address_of(
     """Where a search is kept, and how it goes about."""
     return Address(
         url=options.storage or f"sqlite:///{(folder / DATABASE).absolute()}",
-        name=options.study or folder.absolute().name,
+        name=options.study or (folder.absolute().name if options.storage else DEFAULT_NAME),
         space=space,
         maximise=maximise,
         sampler=options.sampler,

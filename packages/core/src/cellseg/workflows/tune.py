@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.bundle import FILE as BUNDLE_FILE
-from cellseg.errors import ConfigError, InterruptedRunError
+from cellseg.errors import CellsegError, ConfigError, InterruptedRunError
 from cellseg.events import Emit, Note
-from cellseg.files import make_folder
+from cellseg.files import make_folder, remove
 from cellseg.plugins import Plugins
 from cellseg.splits import Splits
+from cellseg.tuning.library import database_errors, load
 from cellseg.tuning.search import Tuned as Tuned
 from cellseg.tuning.search import address_of, begin, points_of, search
 from cellseg.tuning.searched import Group, refusal
 from cellseg.tuning.space import Point, Space
-from cellseg.tuning.study import Study
+from cellseg.tuning.study import Address, Study
 from cellseg.tuning.worker import Objective, Work, anything
 from cellseg.workflows.train_settings import TrainSettings
 from cellseg.workflows.tune_objective import TrainAndJudge
@@ -86,7 +87,11 @@ def tune(
     """
     how = settings or TuneSettings()
     TuneDir(out).check_free()
+    if how.storage is not None and how.study is None:  # it must outlast the folder's name
+        how = how.model_copy(update={"study": out.absolute().name})
     if objective is not None:
+        if "metric" in how.model_fields_set:
+            raise ConfigError("metric does nothing with an objective, which gives the score.")
         request = TuneRequest(
             backend=backend,
             space=space if isinstance(space, Space) else Space.of(space),
@@ -115,14 +120,24 @@ def tune(
             plugins, out, checked.request, checked.objective, checked.groups, checked.splits
         )
     points, notes = plan.points()
-    plan.check(points)
+    load()
+    existed = out.exists()
     make_folder(out)
-    if plan.splits is not None:
-        plan.splits.save(TuneDir(out).splits)
-    TuneDir(out).save(plan.request)
+    try:
+        if plan.splits is not None:
+            plan.splits.save(TuneDir(out).splits)
+        TuneDir(out).save(plan.request)
+        with database_errors(plan.address.url):
+            began = begin(plan.address, plan.notes, points)
+    except CellsegError:  # such as a database that cannot be reached: leave nothing
+        for made in list(out.iterdir()) if existed else [out]:
+            remove(made)
+        raise
+    if not began:
+        notes = [f"Joins the search {plan.address.name!r}, which is in the database already."]
     for note in notes:
         emit(Note(note))
-    return plan.go(points, emit, interrupted)
+    return plan.go(emit, interrupted)
 
 
 def resume_tune(
@@ -161,7 +176,14 @@ def resume_tune(
         objective = objective_of(plugins, TuneDir(out), request)
     plan = Plan(plugins, out, request, objective, groups_again(plugins, request))
     points, _ = plan.points()
-    return plan.go(points, emit, interrupted, again=True)
+    with database_errors(plan.address.url):
+        begin(plan.address, plan.notes, points)
+        study = Study(plan.address)
+        study.reclaim()
+        retried = study.retry()
+    if retried:
+        emit(Note(f"{retried} failed trial(s) are tried again."))
+    return plan.go(emit, interrupted)
 
 
 @dataclass(frozen=True)
@@ -189,41 +211,33 @@ class Plan:
         request = self.request
         return points_of(request.space, request.how, request.seed, self.allow)
 
-    def check(self, points: Sequence[Point | None]) -> None:
-        """See whether the database can be reached, and Optuna is there, before anything is made.
+    @property
+    def address(self) -> Address:
+        """Where the search is kept."""
+        request = self.request
+        return address_of(self.out, request.space, request.how, request.seed, self.maximise)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What tells the search from others in the same database."""
+        return {"request": self.request.digest()}
+
+    def go(self, emit: Emit, interrupted: Callable[[], bool]) -> Tuned:
+        """Try the points, and write down what was found.
 
         Raises:
-            CellsegError: it cannot.
+            CellsegError: as ``tune``.
         """
-        from cellseg.tuning.library import load, open_storage
+        with database_errors(self.address.url):
+            return self._go(emit, interrupted)
 
-        load()
-        if self.request.how.storage is not None:
-            open_storage(self.request.how.storage)
-
-    def go(
-        self,
-        points: list[Point | None],
-        emit: Emit,
-        interrupted: Callable[[], bool],
-        again: bool = False,
-    ) -> Tuned:
-        """Try the points, and write down what was found."""
+    def _go(self, emit: Emit, interrupted: Callable[[], bool]) -> Tuned:
         request, how, folder = self.request, self.request.how, TuneDir(self.out)
-        address = address_of(self.out, request.space, how, request.seed, self.maximise)
-        began = begin(address, {"request": request.digest()}, points)
-        study = Study(address)
-        if not again and not began:
-            emit(Note(f"Joins the search {address.name!r}, which is in the database already."))
-        if again:
-            study.reclaim()
-            retried = study.retry()
-            if retried:
-                emit(Note(f"{retried} failed trial(s) are tried again."))
+        study = Study(self.address)
         if not request.function:
             self._train_once(emit, interrupted)
         work = Work(
-            address=address,
+            address=self.address,
             folder=self.out,
             objective=self.objective,
             keep=None if how.keep_trials else how.keep_models,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import ConfigError, DataError
-from cellseg.options import Options, parse, unaliased
+from cellseg.options import Options, flag, parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset, reader_for
 from cellseg.specs import DatasetSpec, PredictorSpec, TrainerSpec
@@ -62,6 +62,7 @@ def planned(
     groups = groups_of(plugins, spec, reader, given_of(training), read, own)
     wanted = space if not isinstance(space, Space) else {one.name: one for one in space.parameters}
     typed = typed_space(wanted, groups)
+    _refuse_idle(how, typed)
     refuse_clashes(training, reader.options.model_construct(), spec.options.model_construct())
     request = TuneRequest(
         backend=backend,
@@ -84,6 +85,19 @@ def planned(
     splits = _splits(plugins, spec, reader, objective, training, first[0])
     request = request.model_copy(update={"splits": splits.model_dump(mode="json")})
     return Checked(request, objective, groups, splits)
+
+
+def _refuse_idle(how: TuneSettings, space: Space) -> None:
+    """Refuse what does nothing where one model is trained for all trials."""
+    if not all(one.name.startswith(PREDICT) for one in space.parameters):
+        return
+    for name in ("prune", "keep_models", "keep_trials"):
+        if getattr(how, name) != type(how).model_fields[name].default:
+            raise ConfigError(
+                f"{flag(name)} does nothing: only options of prediction are searched, so there is "
+                "one training.",
+                hint="Leave it out.",
+            )
 
 
 def _splits(

@@ -108,6 +108,9 @@ class SegmentAnything(nn.Module):  # type: ignore[misc]
     def _tiny_trunk(self, prepared: Tensor) -> Tensor:
         """MobileSAM's encoder goes through its neck in one; what comes there is kept."""
         encoder, kept = self.sam.image_encoder, []
+        for layer in encoder.layers:  # a hook does not go with compiling all of it
+            if self.compiled and layer._compiled_call_impl is None:
+                layer.compile()
         hook = encoder.neck.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
         try:
             encoder(prepared)
