@@ -19,10 +19,11 @@ FAST = ("--backend", "otsu", "--epochs", 1)
 def test_the_best_options_are_told_and_train_again(cellseg, data, tmp_path) -> None:
     out = tmp_path / "out"
     search = ("--search", "sigma=0.5,1", "--search", "predict.min-size=10..20")
-    done = cellseg("tune", data, "-o", out, *FAST, *search, "--trials", 2, "--json")
+    done = cellseg("tune", data, "-o", out, *FAST, *search, "--trials", 2, "--json", "--test-fraction", 0.3)
     assert done.code == 0, done.err
     assert done.json["trials"] == {"complete": 2, "pruned": 0, "failed": 0}
     assert set(done.json["best"]["options"]) == {"sigma", "predict.min_size"}
+    assert done.json["test"]["images"] >= 1 and 0 <= done.json["test"]["score"] <= 1
     assert "Trial 1:" in done.err and "trial 2/2" in done.err
     config = yaml.safe_load((out / "best.yaml").read_text())
     assert config["sigma"] == done.json["best"]["options"]["sigma"]
@@ -34,6 +35,7 @@ def test_the_best_options_are_told_and_train_again(cellseg, data, tmp_path) -> N
     assert second.code == 4 and f"cellseg resume {out}" in second.err
     finished = cellseg("resume", out)
     assert finished.code == 0 and "Best:   trial" in finished.out
+    assert "took no part, judged once" in finished.out
     assert cellseg("resume", out, "--epochs", 4).code == 2
 
 

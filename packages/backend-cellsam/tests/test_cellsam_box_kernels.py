@@ -20,7 +20,7 @@ from cellseg_cellsam.box_pairs import Costs, matching_costs, pairwise_overlaps  
 
 CASES: dict[str, dict[str, Any]] = {
     "one program": {},
-    "several programs": {"queries": 37, "cells": 19},
+    "several programs": {"layers": 1, "queries": 18, "cells": 17},
     "one pair": {"layers": 1, "images": 1, "queries": 1, "cells": 1},
     "half precision": {"half": True},
     "not contiguous": {"turned": True},

@@ -42,15 +42,15 @@ class TestBoth(BackendTests):
         **BOXES,
         **MASKS,
         "batch_size": 1,
-        "patches_per_image": 6,
+        "patches_per_image": 3,
         "box_noise": 0.0,
         "average": 0.9,
         "decay_epochs": 0,
-        "validate_every": 14,
+        "validate_every": 10,
         "save_top_k": 0,
         "augmentation": "simple",
     }
-    epochs = 28
+    epochs = 20
     expected_failures: ClassVar[dict[str, str]] = {"test_tiled_equals_untiled": _TOO_LARGE}
 
 

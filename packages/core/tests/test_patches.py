@@ -301,6 +301,17 @@ def test_options_make_a_sampler() -> None:
         parse(PatchOptions, {"patch_size": 3})
 
 
+def test_the_largest_crowd_is_counted() -> None:
+    labels = np.zeros((1, 96, 96), np.uint32)
+    for number, (y, x) in enumerate(itertools.product(range(5, 96, 16), repeat=2), 1):
+        labels[0, y : y + 6, x : x + 6] = number
+    crowded = Sample(name="crowd", image=np.zeros((1, 1, 96, 96), np.float32), labels=labels)
+    lonely = Sample(name="lonely", image=crowded.image, labels=(labels == 8).astype(np.uint32))
+    for side, wanted in ((48, 9), (96, 36), (128, 36)):
+        assert PatchSampler([lonely, crowded], (1, side, side)).crowd() == wanted
+        assert PatchSampler([lonely], (1, side, side)).crowd() == 1
+
+
 def test_real_images(real_data: Any) -> None:
     tifffile = pytest.importorskip("tifffile")
     folder = real_data / "dsb2018_fluo"

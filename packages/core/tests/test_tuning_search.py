@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,16 +12,17 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 
 import tuning_fakes
 from tuning_fakes import SPACE, Deadly, DiesOnce, Parabola, run
 
 from cellseg.errors import ConfigError, DataError, InterruptedRunError, PluginError
 from cellseg.events import Event, Failed, Note, Progress
-from cellseg.tuning.library import masked
+from cellseg.tuning.library import lasting, masked, open_storage
+from cellseg.tuning.machine import me
 from cellseg.tuning.options import SearchOptions
-from cellseg.tuning.search import Tuned, address_of
+from cellseg.tuning.search import Tuned, address_of, begin
 from cellseg.tuning.space import Space, identity
 from cellseg.tuning.study import Study
 
@@ -200,9 +202,65 @@ def test_a_trial_that_kills_its_process_again_and_again_fails(tmp_path: Path) ->
     assert "died 3 times" in failed.message
 
 
-def test_another_search_does_not_take_the_name(tmp_path: Path) -> None:
-    from cellseg.tuning.search import begin
+def test_a_trial_that_never_said_what_it_tries_is_tried_again_as_it_was_drawn(
+    tmp_path: Path,
+) -> None:
+    address = address_of(tmp_path, SPACE, SearchOptions(), 0, True)
+    points = SPACE.drawn(1, 0)
+    begin(address, {}, [*points])
+    study = Study(address)
+    claim = study.claim()
+    assert claim is not None and claim.fail("killed three times")
+    assert study.retry() == 1
+    [again] = [trial for trial in study.trials() if trial.state == "waiting"]
+    assert again.options == points[0] and again.resumes == 0
 
+
+def test_a_trial_that_two_gave_back_goes_on_once(tmp_path: Path) -> None:
+    """Also where the process that was to drop the second one dies before it does."""
+    address = address_of(tmp_path, SPACE, SearchOptions(), 0, True)
+    begin(address, {}, [*SPACE.drawn(1, 0)])
+    study = Study(address)
+    claim = study.claim()
+    assert claim is not None and claim.fail("a mistake")
+    assert study.retry() == 1 and Study(address).retry() == 0
+    study.optuna_study.enqueue_trial({}, user_attrs={"resumes": 0})  # of another process
+    second = next(f for f in study.frozen() if f.number == 2)
+    study.storage.set_trial_state_values(second._trial_id, study.optuna.trial.TrialState.RUNNING)
+    dead = {**me(), "born": "never"}
+    study.storage.set_trial_user_attr(second._trial_id, "process", dead)
+    assert study.reclaim() == [2]
+    assert [trial.state for trial in study.trials()] == ["replaced", "waiting", "replaced"]
+
+
+def test_a_search_that_another_one_is_just_making_is_joined(tmp_path: Path) -> None:
+    address = address_of(tmp_path, SPACE, SearchOptions(), 0, True)
+    storage = open_storage(address.url)
+    direction = optuna.study.StudyDirection.MAXIMIZE
+    number = storage.create_new_study([direction], address.name)
+
+    def goes_on() -> None:
+        storage.set_study_user_attr(number, "request", "the same")
+        storage.set_study_user_attr(number, "enlisted", True)
+
+    other = threading.Timer(0.3, goes_on)
+    other.start()
+    assert not begin(address, {"request": "the same"}, [*SPACE.drawn(2, 0)])
+    other.join()
+    assert not Study(address).trials(), "the other one writes them down"
+
+
+def test_addresses_mean_the_same_everywhere(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lasting("sqlite:///a.db") == f"sqlite:///{tmp_path / 'a.db'}"
+    assert lasting(f"sqlite:///{tmp_path}/a.db") == f"sqlite:///{tmp_path}/a.db"
+    assert lasting("postgresql://me@host/name") == "postgresql://me@host/name"
+    for address in ("sqlite://", "sqlite:///:memory:"):
+        with pytest.raises(ConfigError, match="gone when the process ends"):
+            lasting(address)
+
+
+def test_another_search_does_not_take_the_name(tmp_path: Path) -> None:
     run(tmp_path, trials=2)
     address = address_of(tmp_path, SPACE, SearchOptions(), 0, True)
     with pytest.raises(DataError, match="another search called"):

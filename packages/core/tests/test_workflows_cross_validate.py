@@ -46,6 +46,7 @@ class Jobs:
     def __init__(self) -> None:
         self.train: list[cs.TrainJob[LevelOptions]] = []
         self.predictors = 0
+        self.refuses_untrained = False
 
     def trainer(self, job: cs.TrainJob[LevelOptions], emit: cs.Emit) -> cs.Trained:
         """Learn how bright objects are: the untrained model takes everything for one."""
@@ -71,6 +72,8 @@ class Jobs:
         self.predictors += 1
         assert job.model is not None
         level = json.loads((job.model / "level.json").read_text())
+        if self.refuses_untrained and level == -100:
+            raise ConfigError(f"--model {job.model}: it is random.")
         return lambda tiles: [
             cs.Segmentation(cc3d.connected_components(tile.image[0] > level)) for tile in tiles
         ]
@@ -222,6 +225,18 @@ def test_before_is_the_model_of_no_epochs(go: Go, jobs: Jobs, tmp_path: Path) ->
     assert image.n == 9 and image.difference > 0.3 and image.p == pytest.approx(2 / 2**9)
     fold = comparison.folds["f1@0.50"]
     assert fold.n == 3 and fold.difference == pytest.approx(found.aggregated["f1@0.50"].mean)
+
+
+def test_a_start_that_cannot_segment_is_told_before_any_training(
+    go: Go, jobs: Jobs, tmp_path: Path
+) -> None:
+    jobs.refuses_untrained = True
+    with pytest.raises(ConfigError, match=r"^--before: .* cannot segment: it is random") as error:
+        go(before=True)
+    assert error.value.hint == "Leave --before out."
+    assert [job.epochs for job in jobs.train] == [0]
+    assert not (tmp_path / "cv").exists()
+    assert len(go().folds) == 3
 
 
 def test_frames_of_a_movie_are_held_out_together_and_are_one_pair(go: Go, tmp_path: Path) -> None:

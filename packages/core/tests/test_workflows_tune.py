@@ -20,8 +20,11 @@ from cellseg.bundle import Bundle
 from cellseg.errors import ConfigError, DataError, InterruptedRunError
 from cellseg.events import Event, Note
 from cellseg.plugins import Plugins
-from cellseg.splits import Splits
+from cellseg.readers import open_dataset
+from cellseg.runs import RunDir
+from cellseg.splits import Splits, held_out
 from cellseg.testing import blobs
+from cellseg.workflows.judge import judge
 from cellseg.workflows.train import train
 from cellseg.workflows.train_settings import TrainSettings
 from cellseg.workflows.tune import Tuned, resume_tune, tune
@@ -88,6 +91,12 @@ def test_a_search_leaves_all_that_it_found(plugins: Plugins, data: Path, tmp_pat
     assert predict == {"sigma": found.options["predict.sigma"]}
     page = (out / "report.html").read_text()
     assert "is optimistic" in page and "judged once" in page
+    run = RunDir(out / found.best.folder)
+    [held] = held_out(open_dataset(plugins, data, "auto", {}, labelled=True), splits)
+    judged = judge(plugins, run.path, [held])
+    assert found.test is not None and found.test["images"] == 1
+    assert found.test["score"] == judged.scores["f1@0.50"]
+    assert held.name in splits.test
 
 
 def test_the_best_options_train_again(plugins: Plugins, data: Path, tmp_path: Path) -> None:
@@ -134,6 +143,47 @@ def test_a_stopped_search_goes_on(plugins: Plugins, data: Path, tmp_path: Path) 
     assert found.count("complete") == 4
     assert len({trial.options["sigma"] for trial in found.trials}) == 4
     assert resume_tune(plugins, out).trials == found.trials
+
+
+def test_trials_without_their_database_are_not_begun_anew(
+    plugins: Plugins, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    calls = iter([False] * 9)
+    with pytest.raises(InterruptedRunError):
+        searched(plugins, data, out, {"sigma": "0..3"}, interrupted=lambda: next(calls, True))
+    (out / "study.db").unlink()
+    with pytest.raises(DataError, match="no search called 'search', but .* holds trials"):
+        resume_tune(plugins, out)
+
+
+def test_a_test_that_is_stopped_or_fails_is_done_by_resume(
+    plugins: Plugins, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cellseg.workflows import judge as judging
+
+    out, real = tmp_path / "out", judging.judge
+
+    def go(error: Exception) -> Tuned:
+        def fails(plugins: Plugins, model: Path, samples: Any, **values: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(judging, "judge", fails)
+        try:
+            if out.exists():
+                return resume_tune(plugins, out)
+            space: dict[str, object] = {"sigma": [1.0]}
+            return searched(plugins, data, out, space, test_fraction=0.2, how={"trials": 1})
+        finally:
+            monkeypatch.setattr(judging, "judge", real)
+
+    with pytest.raises(InterruptedRunError, match="all trials are done"):
+        go(InterruptedRunError("Stopped."))
+    assert "Best options" in (out / "report.html").read_text()
+    failed = go(DataError("the images are gone"))
+    assert failed.test is not None and "the images are gone" in failed.test["error"]
+    found = resume_tune(plugins, out)
+    assert found.test is not None and "error" not in found.test and found.test["images"] == 1
 
 
 @pytest.mark.parametrize(

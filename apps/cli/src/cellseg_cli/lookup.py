@@ -14,6 +14,7 @@ from cellseg.errors import DataError, UsageError
 from cellseg.options import Options, read_config
 from cellseg.plugins import Plugins
 from cellseg.specs import DatasetSpec, TrainerSpec
+from cellseg.workflows.train_settings import TrainSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.flags import Group, spelled, value_flags
 
@@ -161,6 +162,29 @@ class Line:
                 if not self.arguments.only_shown:
                     raise
         return Group(ReaderOptions, "Reading", preset)
+
+    def training(
+        self,
+        ahead: Sequence[Group] = (),
+        preset: Mapping[str, object] | None = None,
+        without: frozenset[str] = frozenset(),
+    ) -> tuple[list[Group], Group]:
+        """The options of a command that trains, and among them those of the reader.
+
+        Args:
+            ahead: the command's own.
+            preset: what stands in for the defaults, if not what ``--preset`` names.
+            without: settings of a training that do not become flags.
+        """
+        trainer, preset = self.trainer(), self.preset if preset is None else preset
+        groups = [*ahead, Group(TrainSettings, "Training", preset, without=without)]
+        aliases = trainer.aliases if trainer is not None else {}
+        if trainer is not None:
+            panel = f"Backend: {trainer.name}"
+            groups.append(Group(trainer.options, panel, preset, aliases=aliases))
+        reader = self.reader([group.model for group in groups], preset, aliases)
+        groups.insert(len(ahead) + 1, reader)
+        return groups, reader
 
 
 def _of_reader(spec: DatasetSpec[Any], preset: Mapping[str, object]) -> Group:

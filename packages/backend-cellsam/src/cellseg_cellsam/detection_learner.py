@@ -22,6 +22,7 @@ from cellseg_cellsam.detector import Detected
 from cellseg_cellsam.matching import match
 from cellseg_cellsam.model import CellSam
 from cellseg_cellsam.options import CellSamOptions
+from cellseg_cellsam.stage_learner import StageLearner, key_of
 from cellseg_cellsam.targets import objects_of
 
 _SHOWN = 4
@@ -37,35 +38,18 @@ _TRUNK = "sam.image_encoder."
 _NECK = f"{_TRUNK}neck."
 
 
-class DetectionLearner(nn.Module):
-    """What ``cellseg.torch.training.fit`` trains in stage 1.
-
-    Its parameters are those of the model that learn, and no others: what is frozen is in no
-    checkpoint, and stays in evaluation.
-
-    Args:
-        model: to be trained; parameters that do not learn are frozen.
-        learnt: names of its parameters that learn.
-        options: how it learns.
-        frame: of the patches.
-    """
+class DetectionLearner(StageLearner):
+    """What ``cellseg.torch.training.fit`` trains in stage 1; see ``StageLearner``."""
 
     monitor = "score"
 
     def __init__(
         self, model: CellSam, learnt: Sequence[str], options: CellSamOptions, frame: Frame
     ) -> None:
-        super().__init__()
-        self.options, self._frame = options, frame
-        model.eval().requires_grad_(False)
+        super().__init__(model, learnt, options, frame)
         model.recompute = options.recompute
-        parameters = dict(model.named_parameters())
-        for name in learnt:
-            parameters[name].requires_grad_(True)
-        self.learnt = nn.ParameterDict({_key(name): parameters[name] for name in learnt})
         self.rates = rates(learnt, options)
         """How fast its parameters learn."""
-        self._held = [model]  # in a list, torch does not find it
         self._changing = [m for m in model.modules() if _learns(m)]
         self._through = any(_in_trunk(name) for name in learnt)
         self._costs = Costs(
@@ -77,11 +61,6 @@ class DetectionLearner(nn.Module):
         )
         self._seen: list[BoxPanel] = []
 
-    @property
-    def model(self) -> CellSam:
-        """All of it, what learns and what does not."""
-        return self._held[0]
-
     def train(self, mode: bool = True) -> DetectionLearner:
         """As of any module; what learns of the model goes along."""
         super().train(mode)
@@ -92,12 +71,9 @@ class DetectionLearner(nn.Module):
     def detect(self, batch: Mapping[str, Tensor]) -> Detected:
         """The boxes of the batch's images ``image (n, c, y, x)``; a gradient reaches the trunk only
         if some of it learns."""
-        model, images = self.model, batch["image"]
-        if model.device != images.device:
-            model.to(images.device)
         with torch.set_grad_enabled(self._through and torch.is_grad_enabled()):
-            features = model.trunk(model.prepare(images, self._frame))
-        return model.detect(features)
+            features = self.model.trunk(self.prepared(batch["image"]))
+        return self.model.detect(features)
 
     def training_step(self, batch: Any) -> Mapping[str, Tensor]:
         """``loss_class``, ``loss_box`` and ``loss_giou``, weighted, and their sum ``loss``."""
@@ -118,9 +94,7 @@ class DetectionLearner(nn.Module):
             "loss_box": options.bbox_loss_weight * losses.boxes,
             "loss_giou": options.giou_loss_weight * losses.giou,
         }
-        # Several devices wait for the gradient of each parameter, also of those without a part.
-        unused = 0 * torch.stack([each.sum() for each in self.learnt.values()]).sum()
-        return {"loss": torch.stack(list(terms.values())).sum() + unused, **terms}
+        return self.summed(terms)
 
     def validation_step(self, batch: Any) -> Mapping[str, tuple[float, float]]:
         """Means over the patches that have cells, of boxes at IoU 0.5: ``score``, the average
@@ -173,8 +147,8 @@ class DetectionLearner(nn.Module):
 def rates(learnt: Sequence[str], options: CellSamOptions) -> tuple[Rate, ...]:
     """How fast the parameters of a ``DetectionLearner`` learn: the trunk at
     ``backbone_learning_rate``, the others at ``stage1_learning_rate``."""
-    trunk = frozenset(f"learnt.{_key(name)}" for name in learnt if _in_trunk(name))
-    others = frozenset(f"learnt.{_key(name)}" for name in learnt) - trunk
+    trunk = frozenset(f"learnt.{key_of(name)}" for name in learnt if _in_trunk(name))
+    others = frozenset(f"learnt.{key_of(name)}" for name in learnt) - trunk
     found = (
         Rate("stage1_learning_rate", options.stage1_learning_rate, others),
         Rate("backbone_learning_rate", options.backbone_learning_rate, trunk),
@@ -190,8 +164,3 @@ def _learns(module: nn.Module) -> bool:
     """Whether a module trains; batch norms keep their statistics, which are no parameters."""
     batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     return not batch_norm and any(each.requires_grad for each in module.parameters())
-
-
-def _key(name: str) -> str:
-    """The name of a parameter within a ``ParameterDict``, which allows no dots."""
-    return name.replace(".", "/")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cellseg import Emit, Tiling, Trained, TrainJob
-from cellseg.errors import ConfigError
 from cellseg.events import Note
 from cellseg.files import remove, remove_leftovers
 from cellseg.patches import PatchGrid, PatchSampler
@@ -18,9 +17,17 @@ from cellseg.torch.patches import TrainingPatches, ValidationPatches
 from cellseg.torch.pixels import check_pixels
 from cellseg.torch.training import Fit, fit
 from cellseg.torch.weights import FILE, load_weights
+from cellseg_cellsam.advice import (
+    of_crowd,
+    of_data,
+    of_skipped,
+    of_start,
+    refuse_idle_patience,
+    refuse_start,
+)
 from cellseg_cellsam.description import Description
 from cellseg_cellsam.learning import adapt, of_stage1, of_stage2
-from cellseg_cellsam.options import MOST_QUERIES, CellSamOptions
+from cellseg_cellsam.options import CellSamOptions
 from cellseg_cellsam.predict_options import CellSamPredictOptions
 from cellseg_cellsam.stages import Finished, Numbered, job_of, shares_of
 from cellseg_cellsam.stored import save_model
@@ -53,10 +60,12 @@ class _Training:
         job, options = self.job, self.options
         remove_leftovers(job.model)
         check_pixels(job.train, "Segment Anything")
-        self._check()
+        refuse_idle_patience(job)
+        self._tell(of_data(job))
         self.start = start(options, job.seed, self.emit)
         self.model = self.start.model
-        self._check_start()
+        refuse_start(options, self.start, self.shares)
+        self._tell(of_start(options, self.start, self.shares))
         learnt: list[str] = []
         calibrated: dict[str, object] = {}
         if job.epochs:
@@ -71,59 +80,9 @@ class _Training:
             base_weights=(self.start.base,) if self.start.base is not None else (),
         )
 
-    def _check(self) -> None:
-        options = self.options
-        for name in ("stage1_patience", "stage2_patience"):
-            if getattr(options, name) and not self.job.val:
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} does nothing: there are no images to validate on.",
-                    hint="Leave it out, or keep some images for validation.",
-                )
-        if any(sample.classes for sample in self.job.train):
-            self.emit(Note("The classes of the objects are not learned: cellsam has none."))
-
-    def _check_start(self) -> None:
-        options, started = self.options, self.start
-        first, second = self.shares
-        kind = options.stage1_type
-        if options.recompute and started.model.architecture.tiny_vit:
-            raise ConfigError(
-                "--recompute does nothing with MobileSAM's encoder (vit_t).",
-                hint="Leave it out; to save memory, give a smaller --batch-size.",
-            )
-        if first and kind in ("image_encoder", "head_only"):
-            if not started.boxes_trained:
-                raise ConfigError(
-                    f"--stage1-type {kind} leaves most of the detector as it is, but that has"
-                    " random weights.",
-                    hint="Train it: --stage1-type cellfinder or all_backbones; or start from a run"
-                    " of cellsam: --checkpoint RUN",
-                )
-        if second and not first and not started.boxes_trained:
-            self.emit(
-                Note(
-                    "The detector has random weights, which stay as they are without stage 1: the"
-                    " model will find no cells by itself."
-                )
-            )
-        if first and not second and options.stage == "both":
-            self.emit(
-                Note(
-                    "Stage 2 gets none of the epochs, so masks are not learned: give more --epochs,"
-                    " or say so by --stage 1."
-                )
-            )
-        if first and kind == "cellfinder" and not started.masks_trained:
-            self.emit(
-                Note("The image encoder has random weights, which stage 1 leaves as they are.")
-            )
-        if second and options.stage2_type == "neck" and not started.masks_trained:
-            self.emit(
-                Note(
-                    "The mask decoder has random weights, which stay as they are with --stage2-type"
-                    " neck: masks will be coarse. Train it too: --stage2-type neck_and_decoder."
-                )
-            )
+    def _tell(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.emit(Note(text))
 
     def _both(self) -> tuple[list[str], dict[str, object]]:
         """Names of the tensors that learned, and the options of prediction that suit."""
@@ -231,19 +190,9 @@ class _Training:
             grid = PatchGrid(job.val, options.patch_shape)
             val = ValidationPatches(grid, make, options.val_patches)
         sampler = PatchSampler.of(job.train, options, job.seed)
-        if sampler.skipped:
-            listed = ", ".join(sampler.skipped[:5]) + (", ..." if len(sampler.skipped) > 5 else "")
-            self.emit(Note(f"Not trained on, for want of objects (--min-instances): {listed}"))
-        crowd, queries = sampler.crowd(), self.model.sizes.queries
-        if self.shares[0] and crowd > queries:
-            self.emit(
-                Note(
-                    f"Patches show up to {crowd} cells, but the detector finds {queries} at most,"
-                    " one for each of its anchor points, and learns nothing from the others. Train"
-                    f" one with more, such as --queries {min(2 * crowd, MOST_QUERIES)}, or with smaller patches:"
-                    " --patch-size."
-                )
-            )
+        self._tell(of_skipped(sampler.skipped))
+        if self.shares[0]:
+            self._tell(of_crowd(sampler.crowd(), self.model.sizes.queries))
         return Loaders(
             train=TrainingPatches(sampler, make, options.augmenting, job.seed),
             epoch_samples=options.patches_per_image * len(job.train),

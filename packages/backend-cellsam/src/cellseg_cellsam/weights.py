@@ -148,7 +148,7 @@ def _of_directory(path: Path, options: CellSamOptions, emit: Emit) -> Start:
         sha256 = Bundle.load(directory).weights.get(FILE, "")
     if described.licence:
         licence = described.licence
-        emit(Note(f"{path.name} was trained from {licence}. They bind what is trained from it, too."))
+        emit(Note(f"{path.name} was trained from {licence}. What is trained from it is bound too."))
     return Start(
         model=model,
         model_type=described.model_type,

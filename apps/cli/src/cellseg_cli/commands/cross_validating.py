@@ -25,16 +25,8 @@ def cross_validate(arguments: Arguments) -> Command:
     chosen = {name: value for name, value in line.preset.items() if name not in OWN_WAY}
     if "split" in line.preset:
         chosen.pop("val_fraction", None)
-    without = frozenset(IDLE)
-    groups = [
-        Group(CrossValidateSettings, "Cross-validation"),
-        Group(TrainSettings, "Training", chosen, without=without),
-    ]
-    aliases = trainer.aliases if trainer is not None else {}
-    if trainer is not None:
-        groups.append(Group(trainer.options, f"Backend: {trainer.name}", chosen, aliases=aliases))
-    reader = line.reader([group.model for group in groups], chosen, aliases)
-    groups.insert(2, reader)
+    own = Group(CrossValidateSettings, "Cross-validation")
+    groups, reader = line.training([own], chosen, frozenset(IDLE))
 
     def run(
         console: Console,

@@ -9,7 +9,7 @@ from cellseg.errors import UsageError
 from cellseg.workflows.train_settings import TrainSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
-from cellseg_cli.flags import Command, Given, Group
+from cellseg_cli.flags import Command, Given
 from cellseg_cli.lookup import ConfigFile, Line, TrainerName, preset_flag
 from cellseg_cli.signals import stoppable
 
@@ -21,13 +21,7 @@ def train(arguments: Arguments) -> Command:
     """The command, with the options of core, of the reader and of the backend."""
     line = Line(arguments)
     trainer, chosen = line.trainer(), line.preset
-    groups = [Group(TrainSettings, "Training", chosen)]
-    aliases = trainer.aliases if trainer is not None else {}
-    if trainer is not None:
-        own = Group(trainer.options, f"Backend: {trainer.name}", chosen, aliases=aliases)
-        groups.append(own)
-    reader = line.reader([group.model for group in groups], chosen, aliases)
-    groups.insert(1, reader)
+    groups, reader = line.training()
 
     def run(
         console: Console,

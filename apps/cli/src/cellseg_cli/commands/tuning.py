@@ -28,13 +28,7 @@ def tune(arguments: Arguments) -> Command:
     """The command, with the options of core, of the reader and of the backend."""
     line = Line(arguments)
     trainer, chosen = line.trainer(), line.preset
-    groups = [Group(TuneSettings, _SEARCH), Group(TrainSettings, "Training", chosen)]
-    aliases = trainer.aliases if trainer is not None else {}
-    if trainer is not None:
-        own = Group(trainer.options, f"Backend: {trainer.name}", chosen, aliases=aliases)
-        groups.append(own)
-    reader = line.reader([group.model for group in groups], chosen, aliases)
-    groups.insert(2, reader)
+    groups, reader = line.training([Group(TuneSettings, _SEARCH)])
 
     def run(
         console: Console,
@@ -115,6 +109,7 @@ def show(console: Console, found: "Tuned", output: Path) -> None:
             *(f"        {name}: {value}" for name, value in found.options.items()),
         ]
     )
+    lines += _of_test(found)
     lines.append(f"Report: {output / 'report.html'}")
     if config.exists():
         lines.append(f"Next:   cellseg train DATA --config {config} -o RUN")
@@ -130,6 +125,7 @@ def show(console: Console, found: "Tuned", output: Path) -> None:
                 "scores": dict(best.scores),
                 "run": str(output / best.folder),
             },
+            "test": dict(found.test) if found.test is not None else None,
             "config": str(config) if config.exists() else None,
             "report": str(output / "report.html"),
             "table": str(output / "trials.csv"),
@@ -145,6 +141,16 @@ def show(console: Console, found: "Tuned", output: Path) -> None:
             f"{len(failed)} of {len(found.trials)} trials failed: {shown}{more}",
             hint=f"Try them again: cellseg resume {output}",
         )
+    if found.test is not None and "error" in found.test:
+        raise PartialError(found.test["error"], hint=f"Try it again: cellseg resume {output}")
+
+
+def _of_test(found: "Tuned") -> list[str]:
+    """What the best model scores on images that took no part."""
+    if found.test is None or "scores" not in found.test:
+        return []
+    score, images = found.test["score"], found.test["images"]
+    return [f"Test:   {score:.4g} on {images} image(s) that took no part, judged once"]
 
 
 def _without(given: Given, searched: Iterable[str], aliases: Mapping[str, str]) -> Given:

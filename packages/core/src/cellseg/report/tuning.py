@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cellseg.report.curves import Chart, Series, chart, scatter
 from cellseg.report.page import number, shown, versions, write_page
@@ -22,17 +22,13 @@ _MOST_NAMES = 8
 _LONGEST = 14
 
 
-def write_tune_report(
-    folder: TuneDir, request: TuneRequest, found: Tuned, *, test: Mapping[str, Any] | None = None
-) -> Path:
+def write_tune_report(folder: TuneDir, request: TuneRequest, found: Tuned) -> Path:
     """Write ``report.html`` of a search, finished or not.
 
     Args:
         folder: the search on disk.
         request: what was asked for.
         found: the trials so far.
-        test: what the best model scores on images that neither trained nor validated, and how many
-            these are, if it was judged; or the error.
 
     Returns:
         The page: one file that loads nothing else.
@@ -44,9 +40,7 @@ def write_tune_report(
 
     how = request.how
     maximise = request.function or maximises(how.metric)
-    best = found.best
-    if test is not None and (best is None or test["trial"] != best.number):
-        test = None
+    best, test = found.best, found.test
     rows = [*ranked(found.trials, maximise), *(t for t in found.trials if t.score is None)]
     storage = masked(how.storage) if how.storage is not None else "study.db beside this page"
     page = {

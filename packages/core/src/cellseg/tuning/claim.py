@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cellseg.tuning.library import GRACE, HEARTBEAT
 from cellseg.tuning.machine import me
 from cellseg.tuning.space import MOST_POINTS, Parameter, Point, identity
+from cellseg.tuning.trials import known
 
 if TYPE_CHECKING:
     from cellseg.tuning.study import Study
@@ -94,7 +95,7 @@ class Claim(AbstractContextManager["Claim"]):
             time.sleep(0.05)  # it is about to say what it tries
         for frozen in earlier:
             unused = frozen.user_attrs.get("unused")
-            if not unused and identity(self.study.space.restored(_known(frozen))) == wanted:
+            if not unused and identity(self.study.space.restored(known(frozen))) == wanted:
                 return int(frozen.number)
         return None
 
@@ -140,7 +141,7 @@ class Claim(AbstractContextManager["Claim"]):
             )
             return
         if not any(stands_in(f, self.number) for f in self.study.frozen()):
-            params = _known(frozen)
+            params = known(frozen)
             params = params if len(params) == len(self.study.space.parameters) else {}
             following = successor_notes(self.number, notes) | {"deaths": deaths}
             self.study.optuna_study.enqueue_trial(params, user_attrs=following)
@@ -181,7 +182,7 @@ class Claim(AbstractContextManager["Claim"]):
         if space.size is None or space.size > MOST_POINTS:
             return None
         every = self.study.frozen()
-        tried = {identity(space.restored(_known(frozen))) for frozen in every}
+        tried = {identity(space.restored(known(frozen))) for frozen in every}
         left = [point for point in space.all_points() if identity(point) not in tried]
         random.Random(self.number).shuffle(left)
         return next((point for point in left if allowed(point)), None)
@@ -217,7 +218,3 @@ class Claim(AbstractContextManager["Claim"]):
                 if self.steps != told:
                     told = self.steps
                     self.note("steps", told)
-
-
-def _known(frozen: Any) -> dict[str, Any]:
-    return {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}

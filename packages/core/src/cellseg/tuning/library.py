@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cellseg.errors import ConfigError, PluginError, StorageError
@@ -99,6 +100,23 @@ def database_errors(url: str) -> Iterator[None]:
             f"{masked(url)}: the database does not answer: {reason}",
             hint="Go on with the search when it does: cellseg resume DIR",
         ) from error
+
+
+def lasting(url: str) -> str:
+    """An address that means the same from any working directory.
+
+    Raises:
+        ConfigError: the database would end with the process.
+    """
+    if not url.startswith("sqlite"):
+        return url
+    driver, _, file = url.partition(":///")
+    if not file or file == ":memory:":
+        raise ConfigError(
+            f"--storage {url}: a database in memory is gone when the process ends.",
+            hint="Name a file, such as sqlite:///search.db",
+        )
+    return url if file.startswith("file:") else f"{driver}:///{Path(file).absolute()}"
 
 
 def masked(url: str) -> str:

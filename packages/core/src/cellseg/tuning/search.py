@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ class Tuned:
     were scored to say."""
     replaced: int = 0
     """How many were stopped, lost or repetitions, so that others stand in for them."""
+    test: Mapping[str, Any] | None = None
+    """What the best model scores on images that took no part: ``images``, how many,
+    ``score``, the one that was searched for, and all ``scores``; or ``error``, why it could not be
+    judged on them. None where it was not."""
 
     @property
     def best(self) -> Trial | None:
@@ -114,12 +118,16 @@ def begin(address: Address, notes: dict[str, Any], points: list[Point | None]) -
         study.enlist(points)
         return True
     there = Study(address)
+    waited = 0.0
+    # Whoever makes a search writes the notes first, and then its trials.
+    while not notes.keys() <= there.notes.keys() and not there.frozen() and waited < _PATIENCE:
+        time.sleep(_SECONDS)
+        waited += _SECONDS
     if {name: there.notes.get(name) for name in notes} != notes:
         raise DataError(
             f"The database already has another search called {address.name!r}.",
             hint="Choose another name: --study NAME",
         )
-    waited = 0.0
     while "enlisted" not in there.notes:
         if waited > _PATIENCE:
             there.enlist(points)  # whoever began it is gone

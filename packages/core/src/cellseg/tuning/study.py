@@ -18,7 +18,9 @@ from cellseg.tuning.claim import Claim, stands_in, successor_notes
 from cellseg.tuning.library import GRACE, load, open_storage
 from cellseg.tuning.machine import is_dead, me
 from cellseg.tuning.space import Point, Space
-from cellseg.tuning.trials import Trial, trial_of
+from cellseg.tuning.trials import Trial, known, trial_of
+
+_TWICE = "two processes gave the same trial back"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,15 @@ class Study:
             storage.set_study_user_attr(number, name, value)
         return cls(address)
 
+    @staticmethod
+    def exists(address: Address) -> bool:
+        """Whether the database has a search of that name."""
+        try:
+            open_storage(address.url).get_study_id_from_name(address.name)
+        except KeyError:
+            return False
+        return True
+
     @property
     def notes(self) -> dict[str, Any]:
         """What is written down about the whole search."""
@@ -139,7 +150,7 @@ class Study:
             claim = Claim(self, frozen._trial_id, frozen.number, dict(frozen.user_attrs), worker)
             if not self._twice(frozen):
                 return claim
-            claim.drop("two processes gave the same trial back")
+            claim.drop(_TWICE)
         return None
 
     def reclaim(self) -> list[int]:
@@ -152,7 +163,10 @@ class Study:
             nameless = process is None and self._seen_for(frozen.number) > GRACE
             if frozen._trial_id in silent or nameless or is_dead(process):
                 claim = Claim(self, frozen._trial_id, frozen.number, dict(frozen.user_attrs))
-                claim.give_back("its process died or fell silent", died=True)
+                if self._twice(frozen):
+                    claim.drop(_TWICE)
+                else:
+                    claim.give_back("its process died or fell silent", died=True)
                 lost.append(frozen.number)
         return lost
 
@@ -163,7 +177,7 @@ class Study:
         for trial in failed:
             frozen = by_number[trial.number]
             notes = successor_notes(frozen.number, frozen.user_attrs)
-            self.optuna_study.enqueue_trial(dict(frozen.params), user_attrs=notes)
+            self.optuna_study.enqueue_trial(known(frozen), user_attrs=notes)
         return len(failed)
 
     def claimed_by(self, pid: int) -> bool:

@@ -68,12 +68,11 @@ def trial_of(frozen: Any, space: Space, followed: bool = False) -> Trial:
         "pruned": "pruned",
         "fail": "replaced" if followed or notes.get("replaced") else "failed",
     }
-    stored = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
     process = notes.get("process")
     return Trial(
         number=frozen.number,
         state=named[state],
-        options=space.restored(stored),
+        options=space.restored(known(frozen)),
         score=frozen.value if state == "complete" else None,
         scores=notes.get("scores", {}),
         reported=dict(frozen.intermediate_values),
@@ -84,6 +83,11 @@ def trial_of(frozen: Any, space: Space, followed: bool = False) -> Trial:
         started=frozen.datetime_start,
         ended=frozen.datetime_complete,
     )
+
+
+def known(frozen: Any) -> dict[str, Any]:
+    """What a trial of Optuna tries, also before it has begun: as it was drawn in advance."""
+    return {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
 
 
 def ranked(trials: Iterable[Trial], maximise: bool) -> list[Trial]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from cellseg.bundle import FILE as BUNDLE_FILE
 from cellseg.errors import (
@@ -36,6 +37,8 @@ from cellseg.workflows.evaluate_text import text_of
 from cellseg.workflows.judge import Judged, judge
 from cellseg.workflows.train import resume, train
 from cellseg.workflows.train_settings import TrainSettings
+
+_T = TypeVar("_T")
 
 
 def cross_validate(
@@ -209,9 +212,20 @@ class _Work:
             remove(run)
         settings = self.plan.settings.model_copy(update={"epochs": 0})
         options, quiet = self.plan.untrained, self.steps.judging
-        begin = partial(self._begin, fold, run, settings, options, quiet)
-        self._first(begin) if fold == 0 else begin()
-        judged = self._judge(run, "before", fold)
+
+        def begin() -> Judged:
+            self._begin(fold, run, settings, options, quiet)
+            try:
+                return self._judge(run, "before", fold)
+            except ConfigError as error:
+                remove(run)
+                raise ConfigError(
+                    "--before: the model that the trainings start from cannot segment: "
+                    f"{str(error).removeprefix(f'--model {run}: ')}",
+                    hint="Leave --before out.",
+                ) from error
+
+        judged = self._first(begin) if fold == 0 else begin()
         remove(run)
         self.steps(Note(f"Fold {fold}, held-out images before training: {_brief(judged)}"))
         return judged
@@ -242,10 +256,10 @@ class _Work:
             interrupted=self.interrupted,
         )
 
-    def _first(self, begin: Callable[[], None]) -> None:
-        """Begin; what the trainer itself refuses leaves nothing behind."""
+    def _first(self, begin: Callable[[], _T]) -> _T:
+        """Begin; what the backend itself refuses leaves nothing behind."""
         try:
-            begin()
+            return begin()
         except (ConfigError, DataError, DeviceError, WeightsError):
             runs = [self.folder.run(0), self.folder.untrained(0), self.folder.path / "scores"]
             if not any(run.exists() for run in runs):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.bundle import FILE as BUNDLE_FILE
-from cellseg.errors import CellsegError, ConfigError, InterruptedRunError
+from cellseg.errors import CellsegError, ConfigError, DataError, InterruptedRunError
 from cellseg.events import Emit, Note
 from cellseg.files import make_folder, remove
 from cellseg.plugins import Plugins
 from cellseg.splits import Splits
-from cellseg.tuning.library import database_errors, load
+from cellseg.tuning.library import database_errors, lasting, load, masked
 from cellseg.tuning.search import Tuned as Tuned
 from cellseg.tuning.search import address_of, begin, points_of, search
 from cellseg.tuning.searched import Group, refusal
@@ -89,6 +89,8 @@ def tune(
     TuneDir(out).check_free()
     if how.storage is not None and how.study is None:  # it must outlast the folder's name
         how = how.model_copy(update={"study": out.absolute().name})
+    if how.storage is not None:
+        how = how.model_copy(update={"storage": lasting(how.storage)})
     if objective is not None:
         if "metric" in how.model_fields_set:
             raise ConfigError("metric does nothing with an objective, which gives the score.")
@@ -177,6 +179,7 @@ def resume_tune(
     plan = Plan(plugins, out, request, objective, groups_again(plugins, request))
     points, _ = plan.points()
     with database_errors(plan.address.url):
+        _refuse_lost(plan.address, out)
         begin(plan.address, plan.notes, points)
         study = Study(plan.address)
         study.reclaim()
@@ -184,6 +187,16 @@ def resume_tune(
     if retried:
         emit(Note(f"{retried} failed trial(s) are tried again."))
     return plan.go(emit, interrupted)
+
+
+def _refuse_lost(address: Address, out: Path) -> None:
+    """Refuse to begin anew in the folders of trials whose database is gone."""
+    if any(out.glob("trials/*")) and not Study.exists(address):
+        raise DataError(
+            f"{masked(address.url)} has no search called {address.name!r}, but {out} holds trials "
+            "of it.",
+            hint="Bring the database back, or start a new search in another --output.",
+        )
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,10 @@ class TrainAndJudge:
         if (folder / RUN_FILE).exists():
             for event in RunDir(folder).events():
                 told(event)
-            return resume(self.plugins, folder, emit=told, interrupted=report.stopped)
+            device = self._device(report.worker)
+            return resume(
+                self.plugins, folder, device=device, emit=told, interrupted=report.stopped
+            )
         for left in folder.iterdir() if folder.is_dir() else ():
             remove(left)
         chosen = self.chosen(options)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from cellseg.bundle import FILE as BUNDLE_FILE
 from cellseg.bundle import Bundle
-from cellseg.errors import CellsegError, ConfigError
-from cellseg.events import Emit, Note
+from cellseg.errors import CellsegError, ConfigError, InterruptedRunError
+from cellseg.events import Emit, Failed
 from cellseg.files import write_atomic
 from cellseg.plugins import Plugins
 from cellseg.runs import RunDir
@@ -68,6 +69,9 @@ def finish(
     from cellseg.report.tuning import write_tune_report
 
     found = result(study)
+    before = study.notes.get(TEST)
+    if found.best is not None and before is not None and before["trial"] == found.best.number:
+        found = replace(found, test=before)
     write_table(found.trials, request.space, folder.table)
     if found.best is not None and isinstance(objective, TrainAndJudge):
         chosen = objective.chosen(found.options)
@@ -81,9 +85,11 @@ def finish(
         model = _model(folder, objective, found)
         if done and model is not None:
             _keep_predict_options(model, chosen.predict)
-            if not interrupted():
-                _test(plugins, study, objective, found, model, emit)
-    write_tune_report(folder, request, found, test=study.notes.get(TEST))
+            untested = found.test is None or "scores" not in found.test
+            if untested and not interrupted():
+                write_tune_report(folder, request, found)
+                found = _tested(plugins, study, objective, found, model, emit, interrupted)
+    write_tune_report(folder, request, found)
     return found
 
 
@@ -102,35 +108,39 @@ def _keep_predict_options(run: RunDir, predict: Mapping[str, Any]) -> None:
         bundle.model_copy(update={"predict": wanted}).save(run.model)
 
 
-def _test(
+def _tested(
     plugins: Plugins,
     study: Study,
     objective: TrainAndJudge,
     found: Tuned,
     run: RunDir,
     emit: Emit,
-) -> None:
-    """Judge the best model on the test images, once."""
+    interrupted: Callable[[], bool],
+) -> Tuned:
+    """Judge the best model on the test images, if there are some; what was found, with that."""
     from cellseg.workflows.judge import judge
 
     assert found.best is not None
-    before = study.notes.get(TEST)
-    if before is not None and before["trial"] == found.best.number and "scores" in before:
-        return
     note: dict[str, Any] = {"trial": found.best.number}
     try:
         samples = objective.tested(run)
         if not samples:
-            return
+            return found
         device = str(objective.settings.get("device", "auto"))
-        judged = judge(plugins, run.path, samples, device=device)
+        judged = judge(plugins, run.path, samples, device=device, interrupted=interrupted)
+    except InterruptedRunError:
+        raise InterruptedRunError(
+            "Stopped while the best model was judged on the test images; all trials are done.",
+            hint="Go on with: cellseg resume, and the folder of the search.",
+        ) from None
     except CellsegError as error:
         note["error"] = f"The best model could not be judged on the test images: {error}"
-        emit(Note(note["error"]))
+        emit(Failed("The test", str(error)))
     else:
         scores = {name: float(value) for name, value in judged.scores.items()}
-        note |= {"images": len(samples), "scores": scores}
+        note |= {"images": len(samples), "score": scores[objective.metric], "scores": scores}
     study.note(TEST, note)
+    return replace(found, test=note)
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
