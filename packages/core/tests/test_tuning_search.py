@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-optuna = pytest.importorskip("optuna")
+pytest.importorskip("optuna")
 
+import optuna
 import tuning_fakes
 from tuning_fakes import SPACE, Deadly, DiesOnce, Parabola, run
 
@@ -69,6 +70,10 @@ def test_tpe_looks_where_it_is_good(tmp_path: Path) -> None:
     early = [abs(trial.options["x"] - 3) for trial in found.trials[:10]]
     assert sum(late) / len(late) < sum(early) / len(early)
     assert set(found.importance) == {"x", "kind"}
+
+
+def test_equal_scores_make_nothing_important(tmp_path: Path) -> None:
+    assert run(tmp_path, lambda options, folder, report: 1.0, trials=4).importance == {}
 
 
 def test_points_that_are_not_allowed_are_left_out(tmp_path: Path) -> None:
@@ -248,6 +253,24 @@ def test_a_search_that_another_one_is_just_making_is_joined(tmp_path: Path) -> N
     assert not begin(address, {"request": "the same"}, [*SPACE.drawn(2, 0)])
     other.join()
     assert not Study(address).trials(), "the other one writes them down"
+
+
+def test_a_database_whose_tables_others_make_at_once_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    open_storage(url)
+    create = optuna.storages._rdb.models.BaseModel.metadata.create_all
+    calls: list[bool] = []
+
+    def late(engine: Any) -> None:
+        """Once as if another process had made them since they were looked for."""
+        calls.append(not calls)
+        create(engine, checkfirst=not calls[-1])
+
+    monkeypatch.setattr(optuna.storages._rdb.models.BaseModel.metadata, "create_all", late)
+    open_storage(url).get_all_studies()
+    assert calls == [True, False]
 
 
 def test_addresses_mean_the_same_everywhere(tmp_path: Path, monkeypatch: Any) -> None:

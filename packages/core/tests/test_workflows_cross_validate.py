@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from level_fakes import Jobs, LevelOptions
 
 import cellseg as cs
 from cellseg.bundle import Bundle
@@ -27,56 +28,6 @@ from cellseg.workflows.cross_validate import CrossValidation, cross_validate
 from cellseg.workflows.cross_validate_settings import CrossValidateSettings
 from cellseg.workflows.judge import judge
 from cellseg.workflows.train_settings import TrainSettings
-
-
-class LevelOptions(cs.Options):
-    gain: float = 1.0
-    """The threshold becomes the mean of the training images times this."""
-    long_epochs: int | None = None
-    """Epochs, by another way."""
-    fast_dev_run: bool = False
-    """One step."""
-    refuse: bool = False
-    """Fail before the first step."""
-
-
-class Jobs:
-    """What the fake backend was asked to do."""
-
-    def __init__(self) -> None:
-        self.train: list[cs.TrainJob[LevelOptions]] = []
-        self.predictors = 0
-        self.refuses_untrained = False
-
-    def trainer(self, job: cs.TrainJob[LevelOptions], emit: cs.Emit) -> cs.Trained:
-        """Learn how bright objects are: the untrained model takes everything for one."""
-        if job.options.refuse:
-            raise ConfigError("--refuse: on purpose.")
-        self.train.append(job)
-        state = job.checkpoint / "state.json"
-        seen = json.loads(state.read_text()) if state.exists() else []
-        for step in range(len(seen), job.epochs * len(job.train)):
-            sample = job.train[step % len(job.train)]
-            seen.append(float(sample.image[(slice(None),) * 4].max() / 2))
-            emit(cs.Progress(step + 1, job.epochs * len(job.train)))
-            state.write_text(json.dumps(seen))
-            if job.interrupted():
-                raise InterruptedRunError("Stopped.", hint="Go on with cellseg resume.")
-        level = job.options.gain * sum(seen) / len(seen) if seen else -100.0
-        (job.model / "level.json").write_text(json.dumps(level))
-        return cs.Trained()
-
-    def loader(self, job: cs.PredictJob[cs.NoOptions]) -> cs.Predictor:
-        import cc3d
-
-        self.predictors += 1
-        assert job.model is not None
-        level = json.loads((job.model / "level.json").read_text())
-        if self.refuses_untrained and level == -100:
-            raise ConfigError(f"--model {job.model}: it is random.")
-        return lambda tiles: [
-            cs.Segmentation(cc3d.connected_components(tile.image[0] > level)) for tile in tiles
-        ]
 
 
 @pytest.fixture
@@ -352,7 +303,7 @@ def test_nothing_is_made_of_a_request_that_is_wrong(go: Go, tmp_path: Path) -> N
         ({"options": {"gian": 1}}, ConfigError, "unknown option 'gian'"),
         ({"options": {"refuse": True}}, ConfigError, "on purpose"),
         ({"options": {"refuse": True}, "before": True}, ConfigError, "on purpose"),
-        ({"options": {"long_epochs": 3}}, ConfigError, "--epochs 1, but --long-epochs"),
+        ({"options": {"long_epochs": 3}}, ConfigError, "--epochs 1 contradicts --long-epochs"),
         ({"against": tmp_path / "data"}, DataError, "is no cross-validation"),
     ):
         with pytest.raises(kind, match=message) as error:

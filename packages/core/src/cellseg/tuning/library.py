@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ GRACE = 120
 """Seconds without one after which a trial is lost."""
 _SECONDS_LOCKED = 60
 """How long to wait for other processes that write to the same SQLite file."""
+_TABLES_TRIED = 10
+"""How often to look for tables that others make at the same time."""
 
 
 def load() -> Any:
@@ -57,12 +61,7 @@ def open_storage(url: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            storage = optuna.storages.RDBStorage(
-                url,
-                engine_kwargs=arguments,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-            )
+            storage = _with_tables(url, arguments)
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(
             f"--storage {masked(url)}: {error}",
@@ -122,6 +121,26 @@ def lasting(url: str) -> str:
 def masked(url: str) -> str:
     """An address without its password."""
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+
+
+def _with_tables(url: str, arguments: dict[str, Any]) -> Any:
+    """The storage; computers that begin at once all find no tables, and all make them."""
+    optuna = load()
+    from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+    left = _TABLES_TRIED
+    while True:
+        try:
+            return optuna.storages.RDBStorage(
+                url, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT, grace_period=GRACE
+            )
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            cause = error.__cause__
+            made = isinstance(error, IntegrityError) or isinstance(cause, IntegrityError)
+            left -= 1
+            if not left or not (made or "already exists" in str(cause)):
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
 
 
 def _no_hidden_begin(connection: Any, record: object) -> None:

@@ -127,12 +127,14 @@ class Study:
         PED-ANOVA (Watanabe, Bansal and Hutter 2023, arXiv:2304.10255). Empty where no two complete
         trials differ.
         """
+        if len({trial.score for trial in self.trials() if trial.score is not None}) < 2:
+            return {}  # which the evaluator would call equally important
         evaluator = self.optuna.importance.PedAnovaImportanceEvaluator()
         try:
             found = self.optuna.importance.get_param_importances(
                 self.optuna_study, evaluator=evaluator
             )
-        except (ValueError, RuntimeError):  # too few trials, or all score the same
+        except (ValueError, RuntimeError):  # too few trials
             return {}
         return {name: float(value) for name, value in found.items()}
 

@@ -22,6 +22,7 @@ from cellseg.files import remove
 from cellseg.options import parse
 from cellseg.plugins import Plugins
 from cellseg.runs import FILE as RUN_FILE
+from cellseg.runs import RunDir
 from cellseg.workflows.cross_validate_folds import Folder
 from cellseg.workflows.cross_validate_plan import Plan
 from cellseg.workflows.cross_validate_results import (
@@ -221,7 +222,7 @@ class _Work:
                 remove(run)
                 raise ConfigError(
                     "--before: the model that the trainings start from cannot segment: "
-                    f"{str(error).removeprefix(f'--model {run}: ')}",
+                    f"{str(error).removeprefix(f'--model {RunDir(run).model}: ')}",
                     hint="Leave --before out.",
                 ) from error
 
