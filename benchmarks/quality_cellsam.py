@@ -67,9 +67,8 @@ With Segment Anything's weights and a GPU, the same split and scores:
     cellseg predict test/images --model run -o predicted
     cellseg evaluate predicted test
 
-Expect an F1 at IoU .5 above 0.80, which vista2d reaches from nothing on the same images. The
-figures of others for such a training (reference of the old training module) are of other data, and
-its splits leaked. None of this was run here.
+Expect an F1 at IoU .5 above 0.80, which vista2d reaches from nothing on the same images. None
+of this was run here.
 """
 
 
@@ -133,9 +132,7 @@ def segment(model: Path, folder: Path, name: str, **options: object) -> None:
     settings = PredictSettings(
         model=model, output=folder / name, device="cpu", format=("tiff", "csv"), overwrite=True
     )
-    predict(
-        Plugins(), folder / "test/images", settings, options=options, emit=lambda event: None
-    )
+    predict(Plugins(), folder / "test/images", settings, options=options, emit=lambda event: None)
 
 
 def boxes_of(predicted: Path, truth: Path) -> tuple[float, float]:

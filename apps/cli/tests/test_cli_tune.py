@@ -19,7 +19,9 @@ FAST = ("--backend", "otsu", "--epochs", 1)
 def test_the_best_options_are_told_and_train_again(cellseg, data, tmp_path) -> None:
     out = tmp_path / "out"
     search = ("--search", "sigma=0.5,1", "--search", "predict.min-size=10..20")
-    done = cellseg("tune", data, "-o", out, *FAST, *search, "--trials", 2, "--json", "--test-fraction", 0.3)
+    done = cellseg(
+        "tune", data, "-o", out, *FAST, *search, "--trials", 2, "--json", "--test-fraction", 0.3
+    )
     assert done.code == 0, done.err
     assert done.json["trials"] == {"complete": 2, "pruned": 0, "failed": 0}
     assert set(done.json["best"]["options"]) == {"sigma", "predict.min_size"}
@@ -57,6 +59,7 @@ def test_a_space_in_a_file_and_options_in_another(cellseg, data, tmp_path) -> No
         (("--search", "sigm=1,2"), 3, "Did you mean 'sigma'?"),
         (("--search", "sigma=1,2", "--sigma", "3"), 3, "also given a value"),
         (("--search", "sigma=1,2", "--metric", "f1"), 3, "no such score"),
+        (("--search", "sigma=1,2", "--metric", "f1@0.5"), 3, "Did you mean f1@0.50?"),
         (("--search", "sigma=1,2", "--study", "me"), 3, "--storage"),
         (("--search", "sigma=0..1", "--sampler", "grid"), 3, "has no end"),
     ],
@@ -65,6 +68,13 @@ def test_mistakes_are_named(cellseg, data, tmp_path, words, code, message) -> No
     done = cellseg("tune", data, "-o", tmp_path / "out", *FAST, *words)
     assert done.code == code and message in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_equal_scores_are_told(cellseg, data, tmp_path) -> None:
+    out = tmp_path / "out"
+    done = cellseg("tune", data, "-o", out, *FAST, "--search", "sigma=1,1.001", "--sampler", "grid")
+    assert done.code == 0 and "All trials score the same" in done.out, done.err
+    assert "All trials score the same" in (out / "report.html").read_text()
 
 
 def test_without_optuna_it_says_what_to_install(cellseg, data, tmp_path, monkeypatch) -> None:

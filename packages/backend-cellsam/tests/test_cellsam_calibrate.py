@@ -72,7 +72,7 @@ def test_the_threshold_lies_between_cells_and_dirt(masks: bool) -> None:
     assert encoder.model.encoded == [1, 1], "each tile is encoded once"
     assert bool(encoder.model.answered) == masks
     text = str(choice)
-    assert f"box_threshold {threshold}" in text and ("masks" if masks else "boxes") in text
+    assert f"box_threshold {threshold:.4g}" in text and ("masks" if masks else "boxes") in text
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -104,6 +104,18 @@ def test_where_nothing_is_found_the_threshold_stays(masks: bool) -> None:
     empty = [sample([], DIRT)]
     choice = find_box_threshold(drawn_encoder(), empty, TILING, OPTIONS, masks=masks)
     assert choice.stored == {"box_threshold": 0.9}
+
+
+def test_where_no_mask_fits_the_threshold_is_that_of_the_boxes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module._Search, "measure", lambda *_: {"f1@0.50": 0.0})
+    of_boxes, of_masks = (
+        find_box_threshold(drawn_encoder(), BOTH, TILING, OPTIONS, masks=masks)
+        for masks in (False, True)
+    )
+    assert of_masks.what == "masks" and of_masks.stored == of_boxes.stored
+    assert of_masks.stored != {"box_threshold": OPTIONS.box_threshold}
 
 
 def test_what_is_unknown_does_not_count() -> None:

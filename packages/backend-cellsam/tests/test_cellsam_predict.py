@@ -108,8 +108,11 @@ def test_masks_that_are_nearly_the_same_are_one() -> None:
     encoder = drawn_encoder()
     encoder.model.found = [(0.6, (8, 8, 40, 40)), (0.9, (8, 8, 40, 32))]
     assert len(segment(encoder, [noise(64, 64)], options(box_nms=1.0))[0].scores) == 1
-    both = segment(encoder, [noise(64, 64)], options(box_nms=1.0, mask_nms=1.0, min_size=0))[0]
+    loose = {"mask_nms": 1.0, "min_size": 0}
+    both = segment(encoder, [noise(64, 64)], options(box_nms=1.0, max_covered=1.0, **loose))[0]
     assert len(both.scores) == 2
+    (rim,) = segment(encoder, [noise(64, 64)], options(box_nms=1.0, max_covered=0.7, **loose))
+    assert rim.scores == {1: pytest.approx(0.9)}  # four fifths of the other mask are covered
     few = segment(encoder, [noise(64, 64)], options(box_nms=0.6, mask_nms=1.0, min_size=0))[0]
     assert few.scores == {1: pytest.approx(0.9)}
 

@@ -313,3 +313,11 @@ def test_channels_that_are_no_picture_are_refused(channels: int, tmp_path: Path)
     image = torch.zeros(channels, *SHAPE).numpy()
     with pytest.raises(ConfigError, match="channels"):
         run(make_job(tmp_path, train=[replace(blobs(1, SHAPE), image=image)]))
+
+
+def test_tiles_overlap_by_a_large_cell() -> None:
+    from cellseg_cellsam.train import _tiling
+
+    assert _tiling(512, 30).halo == (0, 64, 64)
+    assert _tiling(128, 41).halo == (0, 21, 21) and _tiling(128, 41).core == (1, 86, 86)
+    assert _tiling(128, 90).halo == (0, 32, 32)

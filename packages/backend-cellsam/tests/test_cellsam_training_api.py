@@ -269,6 +269,10 @@ def test_what_makes_no_sense_is_refused(
         ({"options": {"patchsize": 3}}, "unknown option 'patchsize'"),
         ({"options": {"focal_gamma": 3.0}}, "'focal_gamma' is said by"),
         ({"options": {"stage": "1"}}, "'stage' is said by"),
+        (
+            {"options": {"stage1_learning_rate": 1e-3}},
+            "'stage1_learning_rate' is said by stage1_config.learning_rate of",
+        ),
         ({"settings": {"epochs": 3}}, "'epochs' is said by"),
         ({"settings": {"val_fraction": 0.3}}, "'val_fraction' is said by"),
         ({"stain_eosin": 0.1}, "stain-eosin"),

@@ -312,6 +312,18 @@ def test_the_largest_crowd_is_counted() -> None:
         assert PatchSampler([lonely], (1, side, side)).crowd() == 1
 
 
+def test_how_long_objects_are() -> None:
+    labels = np.zeros((1, 64, 64), np.uint32)
+    for number, length in enumerate(range(4, 14), 1):
+        labels[0, 5 * number : 5 * number + 4, :length] = number
+    sampler = PatchSampler(
+        [Sample(name="bars", image=np.zeros((1, 1, 64, 64), np.float32), labels=labels)],
+        (1, 64, 64),
+        min_instance_size=1,
+    )
+    assert [sampler.extent(share) for share in (0.0, 0.5, 1.0)] == [4, 8, 13]
+
+
 def test_real_images(real_data: Any) -> None:
     tifffile = pytest.importorskip("tifffile")
     folder = real_data / "dsb2018_fluo"

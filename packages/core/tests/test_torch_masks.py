@@ -221,3 +221,16 @@ def painted(one: FoundMask, size: tuple[int, int]) -> np.ndarray:
     (y, x), (height, width) = one.corner, one.mask.shape
     full[y : y + height, x : x + width] = one.mask
     return full
+
+
+def test_what_better_masks_cover_is_left_out_and_covers_nothing() -> None:
+    from cellseg.torch.mask_painting import uncovered
+
+    def bar(start: int, length: int) -> FoundMask:
+        return FoundMask(np.ones((2, length), bool), (1, start), 0.5)
+
+    found = [bar(0, 10), bar(4, 10), bar(9, 10)]  # 6 of 10 pixels of the second are covered
+    assert uncovered(found, (4, 20), 0.5) == [0, 2]
+    assert uncovered(found, (4, 20), 0.6) == [0, 1, 2]
+    assert uncovered(found[:1], (4, 20), 0.0) == [0]
+    assert uncovered([], (4, 20), 0.0) == []

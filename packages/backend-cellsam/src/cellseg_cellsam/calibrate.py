@@ -39,7 +39,7 @@ class Choice:
 
     options: CellSamPredictOptions
     """Those to start from, with what was found."""
-    stored: Mapping[str, object]
+    stored: Mapping[str, float]
     """What was found, as a bundle keeps it."""
     what: str
     """What was scored: ``boxes`` or ``masks``."""
@@ -55,7 +55,7 @@ class Choice:
         def shown(scores: Mapping[str, float]) -> str:
             return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
-        values = ", ".join(f"{name} {value}" for name, value in self.stored.items())
+        values = ", ".join(f"{name} {value:.4g}" for name, value in self.stored.items())
         return (
             f"Thresholds: {values or 'all are given'}. Scores of {self.what} on {self.images}"
             f" pieces of the validation images: {shown(self.after)}; before calibration"
@@ -74,8 +74,8 @@ def find_box_threshold(
 
     Images are cut into tiles as prediction cuts them, and a fixed number of tiles, evenly chosen,
     is looked at. Each is encoded once, and each box segmented once. What counts is F1 at an IoU of
-    0.5, over all objects of all tiles; what is unknown does not. Where nothing is found, the
-    threshold stays.
+    0.5, over all objects of all tiles; what is unknown does not. Where no mask fits a
+    cell, the threshold is that of the boxes; where no box does, it stays.
 
     Args:
         encoder: the model.
@@ -91,7 +91,8 @@ def find_box_threshold(
     if not masks:
         return _by_boxes(seen, options)
     search = _Search(segmented(encoder, seen, options, {}), options)
-    return search.choice(search.box_threshold(options), ("box_threshold",))
+    best = search.box_threshold(_by_boxes(seen, options).options)
+    return search.choice(best, ("box_threshold",))
 
 
 def calibrate(job: CalibrateJob[CellSamPredictOptions], emit: Emit) -> Mapping[str, object]:

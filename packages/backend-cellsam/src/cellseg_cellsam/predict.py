@@ -12,7 +12,7 @@ from torch import Tensor  # noqa: TID253
 from cellseg import PredictJob, Predictor, Segmentation, Tile
 from cellseg.torch.devices import memory_errors
 from cellseg.torch.frames import Frame
-from cellseg.torch.mask_painting import painted
+from cellseg.torch.mask_painting import painted, uncovered
 from cellseg.torch.masks import FoundMask, ranked, suppress_masks
 from cellseg_cellsam.boxes import Boxes, boxes_at_once, detected, masks_of
 from cellseg_cellsam.encoding import MEMORY_HINT, Encoder
@@ -95,7 +95,8 @@ def combined(
 ) -> Segmentation:
     """The objects of a tile.
 
-    Of masks that overlap by more than ``mask_nms`` the one with the best score stays; pixels of
+    Of masks that overlap by more than ``mask_nms`` the one with the best score stays, and those go
+    of which better ones cover more than ``max_covered``; pixels of
     several go to the best one, whatever the order of the masks. What this cuts off from the rest of
     an object is background.
 
@@ -113,7 +114,8 @@ def combined(
         if mask is not None and passes and np.count_nonzero(mask.mask) >= least
     ]
     large = [large[index] for index in ranked(large)]
-    kept = [large[index] for index in suppress_masks(large, options.mask_nms)]
+    apart = [large[index] for index in suppress_masks(large, options.mask_nms)]
+    kept = [apart[index] for index in uncovered(apart, size, options.max_covered)]
     return painted(
         kept, size, min_size=least, in_one_piece=True, without_holes=not options.keep_holes
     )

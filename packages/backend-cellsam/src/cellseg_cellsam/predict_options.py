@@ -15,7 +15,14 @@ class CellSamPredictOptions(Options):
     panels: ClassVar = {
         "Computing": ("precision", "compile", "boxes_per_batch"),
         "Boxes": ("box_threshold", "box_nms"),
-        "Masks": ("mask_threshold", "iou_threshold", "mask_nms", "min_size", "keep_holes"),
+        "Masks": (
+            "mask_threshold",
+            "iou_threshold",
+            "mask_nms",
+            "max_covered",
+            "min_size",
+            "keep_holes",
+        ),
     }
 
     precision: Literal["32-true", "bf16", "fp16"] = "32-true"
@@ -38,6 +45,9 @@ class CellSamPredictOptions(Options):
     none are."""
     mask_nms: float = Field(0.5, ge=0, le=1)
     """Of two masks that overlap by more than this IoU, the one with the better score stays."""
+    max_covered: float = Field(0.5, ge=0, le=1)
+    """Masks of which better ones cover more than this part are left out: what would remain of them
+    is no cell, but the rim of one."""
     min_size: int = Field(25, ge=0)
     """Objects with fewer pixels are left out."""
     keep_holes: bool = False

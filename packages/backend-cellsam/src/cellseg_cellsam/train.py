@@ -34,6 +34,9 @@ from cellseg_cellsam.stored import save_model
 from cellseg_cellsam.targets import Targets
 from cellseg_cellsam.weights import start
 
+_LARGE = 0.95
+"""Cells that are larger than this share of all are large."""
+
 
 def train(job: TrainJob[CellSamOptions], emit: Emit) -> Trained:
     """Train (or resume) both stages, and leave the model of the best validation of the last one in
@@ -54,6 +57,8 @@ class _Training:
     def __init__(self, job: TrainJob[CellSamOptions], emit: Emit) -> None:
         self.job, self.emit, self.options = job, emit, job.options
         self.shares = shares_of(job)
+        self.extent = 0
+        """Of a large cell, in pixels; known when there is something to train on."""
 
     def run(self) -> Trained:
         """All of it."""
@@ -76,7 +81,7 @@ class _Training:
         return Trained(
             trainable=tuple(dict.fromkeys(learnt)),
             calibrated=calibrated,
-            tiling=_tiling(options.patch_size),
+            tiling=_tiling(options.patch_size, self.extent),
             base_weights=(self.start.base,) if self.start.base is not None else (),
         )
 
@@ -155,8 +160,8 @@ class _Training:
 
         options, side = CellSamPredictOptions(), self.options.patch_size
         model = self.model.to(resolve_device(self.job.device)).eval()
-        encoder = Encoder.of(model, side, options)
-        choice = find_box_threshold(encoder, self.job.val, _tiling(side), options, masks=masks)
+        encoder, tiling = Encoder.of(model, side, options), _tiling(side, self.extent)
+        choice = find_box_threshold(encoder, self.job.val, tiling, options, masks=masks)
         self.emit(Note(f"Stage {2 if masks else 1}: {choice}"))
         model.to("cpu")
         return dict(choice.stored)
@@ -190,6 +195,7 @@ class _Training:
             grid = PatchGrid(job.val, options.patch_shape)
             val = ValidationPatches(grid, make, options.val_patches)
         sampler = PatchSampler.of(job.train, options, job.seed)
+        self.extent = sampler.extent(_LARGE)
         self._tell(of_skipped(sampler.skipped))
         if self.shares[0]:
             self._tell(of_crowd(sampler.crowd(), self.model.sizes.queries))
@@ -201,8 +207,10 @@ class _Training:
         )
 
 
-def _tiling(side: int) -> Tiling:
-    """Tiles that show as much as a training patch, an eighth of it beside the core."""
-    halo = side // 8
+def _tiling(side: int, extent: int) -> Tiling:
+    """Tiles that show as much as a training patch. Beside the core lies half of a large cell, so
+    that a cell is seen as such from both sides of a border; at least an eighth of the tile, and at
+    most a fourth."""
+    halo = min(max(side // 8, (extent + 1) // 2), side // 4)
     core = side - 2 * halo
     return Tiling(core=(1, core, core), halo=(0, halo, halo))

@@ -162,6 +162,10 @@ class PatchSampler:
         image, evenly spread over it."""
         return max(image.crowd(self.shape) for image in self._images)
 
+    def extent(self, share: float) -> int:
+        """The length in pixels, along y or x, that this share of the objects does not exceed."""
+        return int(np.quantile(np.concatenate([one.extents() for one in self._images]), share))
+
     def grid(self) -> PatchGrid:
         """Patches that cover all images, those without enough objects too."""
         return PatchGrid(self._all, self.shape)
@@ -317,6 +321,11 @@ class _Image:
         step = math.ceil(len(corners) / _LOOKED_AT)
         seen = (self._objects.seen(corner, shape) for corner in corners[::step])
         return max(whole + len(partly) for whole, partly in seen)
+
+    def extents(self) -> NDArray[np.int64]:
+        """The longer side of each object in the plane."""
+        longest: NDArray[np.int64] = (self._objects.high - self._objects.low)[:, 1:].max(1)
+        return longest
 
     def _range(self, shape: ZYX) -> list[tuple[int, int]]:
         """For each axis the least and the greatest corner: one where the image is no larger."""

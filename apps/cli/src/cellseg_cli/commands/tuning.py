@@ -109,6 +109,11 @@ def show(console: Console, found: "Tuned", output: Path) -> None:
             *(f"        {name}: {value}" for name, value in found.options.items()),
         ]
     )
+    if _all_the_same(found):
+        lines.append(
+            "        All trials score the same: that says nothing about the options. Train"
+            " longer, or take another --metric."
+        )
     lines += _of_test(found)
     lines.append(f"Report: {output / 'report.html'}")
     if config.exists():
@@ -143,6 +148,11 @@ def show(console: Console, found: "Tuned", output: Path) -> None:
         )
     if found.test is not None and "error" in found.test:
         raise PartialError(found.test["error"], hint=f"Try it again: cellseg resume {output}")
+
+
+def _all_the_same(found: "Tuned") -> bool:
+    scores = [trial.score for trial in found.trials if trial.state == "complete"]
+    return len(scores) > 1 and len(set(scores)) == 1
 
 
 def _of_test(found: "Tuned") -> list[str]:

@@ -333,6 +333,23 @@ def _refuse_double(given: Mapping[str, Any], taken: list[str], where: str) -> No
     for name in given:
         if name in taken:
             raise ConfigError(
-                f"{where}: {name!r} is said by other attributes of ExperimentConfig.",
+                f"{where}: {name!r} is said by {_attribute(name)} of ExperimentConfig.",
                 hint="Set it there.",
             )
+
+
+def _attribute(option: str) -> str:
+    """The attribute of an experiment that says what an option says."""
+    stages = (
+        ("stage1_config", Stage1Config, _OF_STAGE1),
+        ("stage2_config", Stage2Config, _OF_STAGE2),
+    )
+    for stage, kind, other in stages:
+        for field in kind.model_fields:
+            if other.get(field, field) == option:
+                return f"{stage}.{field}"
+    if option in ("epochs", "stage"):
+        return "total_epochs of both stages"
+    if option in ExperimentConfig.model_fields:
+        return option
+    return "k_folds" if option == "folds" else "mask_path" if option == "labels" else "strategy"

@@ -50,3 +50,24 @@ def painted(
     table = np.where(kept, np.cumsum(kept), 0).astype(np.uint32)
     scores = {int(table[i]): drawn.scores[int(i)] for i in np.flatnonzero(kept)}
     return Segmentation(table[labels][None], scores)
+
+
+def uncovered(found: Sequence[FoundMask], size: tuple[int, int], most: float) -> list[int]:
+    """Masks that better ones do not cover; an object that is left out covers nothing.
+
+    Args:
+        found: masks, the best first.
+        size: of the tile, ``(y, x)``.
+        most: the part of a mask that those before it may cover, 0 to 1.
+
+    Returns:
+        Indices of those kept, rising.
+    """
+    taken, kept = np.zeros(size, bool), []
+    for index, one in enumerate(found):
+        (y, x), (height, width) = one.corner, one.mask.shape
+        below = taken[y : y + height, x : x + width]
+        if np.count_nonzero(one.mask & below) <= most * np.count_nonzero(one.mask):
+            below |= one.mask
+            kept.append(index)
+    return kept

@@ -56,7 +56,10 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
             f"{path} is missing.", hint="Train again, or copy the whole model directory."
         ) from None
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
+        raise WeightsError(
+            f"{path} cannot be read: {error}",
+            hint="It is damaged: copy the whole model directory again, or train again.",
+        ) from error
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -94,7 +94,9 @@ def check_images(samples: Dataset, images: Path, bundle: Bundle | None) -> None:
             raise DataError(
                 f"{sample.name}: the image has {found} channel(s){names}, but the model was "
                 f"trained with {bundle.channels}.",
-                hint="Pick as many with --channels.",
+                hint="Pick as many with --channels."
+                if found > bundle.channels
+                else f"It needs images with {bundle.channels} channels, or another model.",
             )
 
 

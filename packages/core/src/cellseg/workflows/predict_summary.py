@@ -110,6 +110,11 @@ class PredictSummary:
         lines = [f"{self.objects} objects in {self.images} image(s){tracks}, {self.seconds:.1f} s"]
         if not self.complete:
             lines.append("Other shares of the tiles are still to be done.")
+        elif not self.objects:
+            lines.append(
+                "Nothing was found. If there are cells, the thresholds may not suit them: see"
+                " cellseg calibrate."
+            )
         return lines
 
     def to_dict(self) -> dict[str, object]:

@@ -37,7 +37,8 @@ def known_metric(name: str) -> None:
 
     known = list(score([_empty()]))
     if name not in known:
-        close = get_close_matches(name, known, n=1)
+        spelt = [each for each in known if _threshold(each) == _threshold(name)]  # f1@0.5
+        close = spelt or get_close_matches(name, known, n=1)
         raise ConfigError(
             f"--metric {name}: there is no such score.",
             hint=f"Did you mean {close[0]}?" if close else f"Scores: {', '.join(known)}.",
@@ -47,6 +48,15 @@ def known_metric(name: str) -> None:
             f"--metric {name}: it counts objects, and says nothing about how good they are.",
             hint="Such as f1@0.50 or mSA@0.50:0.95; see cellseg evaluate.",
         )
+
+
+def _threshold(name: str) -> tuple[str, float | str]:
+    """What is measured, and from which IoU on, however the number is written."""
+    what, _, number = name.partition("@")
+    try:
+        return what, float(number)
+    except ValueError:
+        return what, number
 
 
 def maximises(name: str) -> bool:
