@@ -153,7 +153,7 @@ def test_trials_without_their_database_are_not_begun_anew(
     with pytest.raises(InterruptedRunError):
         searched(plugins, data, out, {"sigma": "0..3"}, interrupted=lambda: next(calls, True))
     (out / "study.db").unlink()
-    with pytest.raises(DataError, match="no search called 'search', but .* holds trials"):
+    with pytest.raises(DataError, match=r"no search called 'search', but .* holds trials"):
         resume_tune(plugins, out)
 
 

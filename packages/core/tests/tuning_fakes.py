@@ -1,4 +1,7 @@
-"""Objectives of searches that take no time, and a search to be killed. Run as a script, it searches."""
+"""Objectives of searches that take no time, and a search to be killed.
+
+Run as a script, it searches.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ class Deadly:
 
 def run(
     folder: Path,
-    objective: Any = Parabola(),  # noqa: B008
+    objective: Any = Parabola(),
     *,
     space: Space = SPACE,
     seed: int = 0,

@@ -18,6 +18,8 @@ class CellsegError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint is not None:
+            self.add_note(hint)  # which a traceback shows: in Python nobody prints the hint
 
 
 class UsageError(CellsegError, ValueError):
