@@ -26,8 +26,6 @@ from cellseg_cellsam.stage_learner import StageLearner, key_of
 from cellseg_cellsam.targets import objects_of
 
 _SHOWN = 4
-_DRAWN = 0.3
-"""Score of the boxes that are drawn, at least."""
 _LEAST = 0.01
 """Score of the boxes that are validated, at least."""
 _SEVERAL = 4
@@ -119,13 +117,14 @@ class DetectionLearner(StageLearner):
                 figures = result.average_precision, result.recall, result.f1
                 totals = [a + b for a, b in zip(totals, figures, strict=True)]
                 counted += 1
-            shown = found[1][(found[0] >= _DRAWN) & ~unknown[image][kept]]
+            shown = found[1][~unknown[image][kept]][: len(truth)]
             self._remember(batch["image"][image], truth, shown)
         names = (self.monitor, "box_recall@0.5", "box_f1@0.5")
         return {name: (x, float(counted)) for name, x in zip(names, totals, strict=True)}
 
     def write_previews(self, directory: Path, epoch: int) -> None:
-        """The last patches of the validation, with the boxes of score 0.3 and more."""
+        """The last patches of the validation, each with its best boxes: as many as there are
+        cells, so that they can be compared from the first epoch on."""
         if self._seen:
             write_box_panels(self._seen, directory / f"epoch-{epoch:04d}.png")
         self._seen.clear()
