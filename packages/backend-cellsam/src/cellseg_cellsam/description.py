@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from cellseg.errors import WeightsError
-from cellseg.files import write_atomic
+from cellseg.torch.description import ModelDescription
 from cellseg.torch.sam.architecture import Architecture
 from cellseg_cellsam.sizes import DetectorSizes
 
-FILE = "cellsam.json"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class Description(ModelDescription):
     """What loading a model needs to know, and the weights do not say."""
+
+    BACKEND: ClassVar = "cellsam"
 
     model_type: str
     """What training started from, such as ``vit_b``."""
@@ -37,31 +35,10 @@ class Description:
     licence: str = ""
     """Of the weights that training started from, where it binds what is trained from them."""
 
-    def save(self, directory: Path) -> None:
-        """Write ``cellsam.json`` into the model's directory."""
-        write_atomic(directory / FILE, json.dumps(asdict(self), indent=1) + "\n")
+    def check(self, file: Path) -> None:
+        """As of any description; the sizes must be those of an architecture and of a detector."""
+        Architecture.of(self.architecture)
+        DetectorSizes.of(self.detector)
 
-    @classmethod
-    def load(cls, directory: Path) -> Description:
-        """Read what ``save`` wrote.
 
-        Raises:
-            WeightsError: the file is missing or damaged.
-        """
-        file = directory / FILE
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            description = cls(**values)
-            Architecture.of(description.architecture)
-            DetectorSizes.of(description.detector)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise WeightsError(
-                f"{file} cannot be read: {error}",
-                hint="Give the directory of a cellsam model of this version.",
-            ) from error
-        kinds = {"str": str, "int": int, "bool": bool}
-        for each in fields(cls):
-            kind = kinds.get(str(each.type))
-            if kind is not None and not isinstance(getattr(description, each.name), kind):
-                raise WeightsError(f"{file}: {each.name} is no {kind.__name__}.")
-        return description
+FILE = Description.file()

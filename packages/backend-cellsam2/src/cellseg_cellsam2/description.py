@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from cellseg.errors import WeightsError
-from cellseg.files import write_atomic
+from cellseg.torch.description import ModelDescription
 from cellseg.torch.sam2.sizes import SIZES
-
-FILE = "cellsam2.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class Description(ModelDescription):
     """What loading a model needs to know, and the weights do not say."""
+
+    BACKEND: ClassVar = "cellsam2"
 
     size: str
     """One of ``cellseg.torch.sam2.sizes.SIZES``."""
@@ -28,30 +28,14 @@ class Description:
     use_lora: bool = False
     """Whether low-rank updates learned, which are part of the weights now."""
 
-    def save(self, directory: Path) -> None:
-        """Write ``cellsam2.json`` into the model's directory."""
-        write_atomic(directory / FILE, json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, directory: Path) -> Description:
-        """Read what ``save`` wrote.
+    def check(self, file: Path) -> None:
+        """As of any description; the size must be one of SAM 2, and the scale above 0.
 
         Raises:
-            WeightsError: the file is missing or damaged.
+            WeightsError: it is not.
         """
-        file = directory / FILE
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            description = cls(**values)
-        except (OSError, ValueError, TypeError) as error:
-            raise WeightsError(
-                f"{file} cannot be read: {error}",
-                hint="Give the directory of a cellsam2 model of this version.",
-            ) from error
-        kinds = {"str": str, "int": int, "float": (int, float), "bool": bool}
-        for each in fields(cls):
-            if not isinstance(getattr(description, each.name), kinds[str(each.type)]):
-                raise WeightsError(f"{file}: {each.name} is no {each.type}.")
-        if description.size not in SIZES or description.scale <= 0:
+        if self.size not in SIZES or self.scale <= 0:
             raise WeightsError(f"{file} describes no model that this cellseg knows.")
-        return description
+
+
+FILE = Description.file()
