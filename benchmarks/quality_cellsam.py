@@ -37,12 +37,11 @@ from quality_dsb2018 import (
     DATA,
     OPTIONS,
     PLANS,
-    classical,
-    classical_parameters,
     copy_split,
     figures,
     fit,
     label_folder,
+    segment_classically,
 )
 
 MINUTES = 20
@@ -96,11 +95,7 @@ def compare(source: Path, folder: Path, run: Path | None) -> None:
     print(f"{counts['test']} to score\n")
     if run is None:
         minutes, cpu_minutes = fit("cellsam", CHOSEN, STAGE1 + STAGE2, 10 * MINUTES, folder)
-    smoothing, separation = classical_parameters(folder, plan)
-    (folder / "classical").mkdir()
-    for image in sorted((folder / "test/images").iterdir()):
-        labels = classical(tifffile.imread(image), smoothing, separation, plan.min_size)
-        tifffile.imwrite(folder / "classical" / image.name, labels)
+    segment_classically(folder, plan)
     model = run or folder / "run"
     segment(model, folder, "predicted")
     segment(model, folder, "boxes", box_threshold=LOWEST)

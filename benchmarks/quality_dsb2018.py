@@ -119,13 +119,7 @@ def compare(name: str, source: Path, plan: Plan, folder: Path) -> None:
         PredictSettings(model=folder / "run", output=folder / "predicted", device="cpu"),
         emit=lambda event: None,
     )
-    smoothing, separation = classical_parameters(folder, plan)
-    for image in sorted((folder / "test/images").iterdir()):
-        labels = classical(tifffile.imread(image), smoothing, separation, plan.min_size)
-        target = folder / "classical" / image.name
-        target.parent.mkdir(exist_ok=True)
-        tifffile.imwrite(target, labels)
-
+    smoothing, separation = segment_classically(folder, plan)
     settings = EvaluateSettings(min_size=plan.min_size)
     ours = evaluate(Plugins(), label_folder(folder / "predicted"), folder / "test", settings)
     peer = evaluate(Plugins(), folder / "classical", folder / "test", settings)
@@ -221,6 +215,17 @@ def fit(
         resume(Plugins(), folder / run, epochs=best[-1].epoch, emit=emit)
     print()
     return (time.monotonic() - start) / 60, (time.process_time() - cpu) / 60
+
+
+def segment_classically(folder: Path, plan: Plan) -> tuple[float, int]:
+    """Segment the test images by the peer into ``classical``; smoothing and separation, chosen by
+    the others."""
+    smoothing, separation = classical_parameters(folder, plan)
+    (folder / "classical").mkdir()
+    for image in sorted((folder / "test/images").iterdir()):
+        labels = classical(tifffile.imread(image), smoothing, separation, plan.min_size)
+        tifffile.imwrite(folder / "classical" / image.name, labels)
+    return smoothing, separation
 
 
 def classical_parameters(folder: Path, plan: Plan) -> tuple[float, int]:

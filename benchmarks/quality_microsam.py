@@ -18,7 +18,6 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import tifffile
 
 from _table import finish, result, table
 from cellseg.events import Validated
@@ -32,12 +31,11 @@ from quality_dsb2018 import (
     DATA,
     OPTIONS,
     PLANS,
-    classical,
-    classical_parameters,
     copy_split,
     figures,
     fit,
     label_folder,
+    segment_classically,
 )
 
 MINUTES = 15
@@ -98,11 +96,7 @@ def compare(source: Path, folder: Path) -> None:
         PredictSettings(model=folder / "run", output=folder / "predicted", device="cpu"),
         emit=lambda event: None,
     )
-    smoothing, separation = classical_parameters(folder, plan)
-    (folder / "classical").mkdir()
-    for image in sorted((folder / "test/images").iterdir()):
-        labels = classical(tifffile.imread(image), smoothing, separation, plan.min_size)
-        tifffile.imwrite(folder / "classical" / image.name, labels)
+    segment_classically(folder, plan)
     settings = EvaluateSettings(min_size=plan.min_size)
     ours = evaluate(Plugins(), label_folder(folder / "predicted"), folder / "test", settings)
     peer = evaluate(Plugins(), folder / "classical", folder / "test", settings)

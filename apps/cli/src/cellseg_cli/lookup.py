@@ -40,6 +40,9 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="YAML file of 'option: value' lines; flags win over it."),
 ]
+LabelledImages = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
+]
 TrainerName = Annotated[
     str | None,
     typer.Option(

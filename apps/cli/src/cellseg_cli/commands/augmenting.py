@@ -9,7 +9,7 @@ from cellseg.workflows.augment_settings import AugmentSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group
-from cellseg_cli.lookup import ConfigFile, Line
+from cellseg_cli.lookup import ConfigFile, LabelledImages, Line
 from cellseg_cli.signals import stoppable
 
 
@@ -21,9 +21,7 @@ def augment(arguments: Arguments) -> Command:
     def run(
         console: Console,
         given: Given,
-        data: Annotated[
-            Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
-        ],
+        data: LabelledImages,
         output: Annotated[
             Path, typer.Option("--output", "-o", help="Folder to make.", show_default=False)
         ],

@@ -9,7 +9,7 @@ from cellseg.errors import DataError, UsageError
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group
-from cellseg_cli.lookup import ConfigFile, Line, TrainerName
+from cellseg_cli.lookup import ConfigFile, LabelledImages, Line, TrainerName
 
 
 def check_data(arguments: Arguments) -> Command:
@@ -22,9 +22,7 @@ def check_data(arguments: Arguments) -> Command:
     def run(
         console: Console,
         given: Given,
-        data: Annotated[
-            Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
-        ],
+        data: LabelledImages,
         config: ConfigFile = None,
     ) -> None:
         """Check images and labels before training on them.
@@ -67,9 +65,7 @@ def preview_augmentation(arguments: Arguments) -> Command:
     def run(
         console: Console,
         given: Given,
-        data: Annotated[
-            Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
-        ],
+        data: LabelledImages,
         output: Annotated[
             Path, typer.Option("--output", "-o", help="The PNG file to write.")
         ] = Path("augmentation.png"),

@@ -10,7 +10,7 @@ from cellseg.workflows.train_settings import TrainSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given
-from cellseg_cli.lookup import ConfigFile, Line, TrainerName, preset_flag
+from cellseg_cli.lookup import ConfigFile, LabelledImages, Line, TrainerName, preset_flag
 from cellseg_cli.signals import stoppable
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def train(arguments: Arguments) -> Command:
     def run(
         console: Console,
         given: Given,
-        data: Annotated[
-            Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
-        ],
+        data: LabelledImages,
         output: Annotated[
             Path, typer.Option("--output", "-o", help="Run directory to make.", show_default=False)
         ],

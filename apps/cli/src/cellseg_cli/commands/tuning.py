@@ -14,7 +14,7 @@ from cellseg.workflows.tune_settings import TuneSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group
-from cellseg_cli.lookup import ConfigFile, Line, TrainerName, preset_flag
+from cellseg_cli.lookup import ConfigFile, LabelledImages, Line, TrainerName, preset_flag
 from cellseg_cli.signals import stoppable
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def tune(arguments: Arguments) -> Command:
     def run(
         console: Console,
         given: Given,
-        data: Annotated[
-            Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
-        ],
+        data: LabelledImages,
         output: Annotated[
             Path, typer.Option("--output", "-o", help="Directory to make.", show_default=False)
         ],
