@@ -6,12 +6,13 @@ that reading a card costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from cellseg.data import Dataset, ExampleImage, Features, Segmentation, Tile, Tiling, Tracked
+from cellseg.download.remote import Remote
 from cellseg.events import Emit
 from cellseg.options import NoOptions, Options
 
@@ -57,6 +58,35 @@ class BaseWeights:
     licence: str
     sha256: str = ""
     """Checksum of the file; empty where the publisher gives none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedModel:
+    """A model that others published, and that a backend can start from."""
+
+    name: str
+    """What users type."""
+    licence: str
+    files: tuple[Remote, ...]
+    """All that it consists of: addresses, and where they are known sizes and checksums."""
+    folder: Callable[[], Path]
+    """Where its files are kept; several models may share one folder."""
+    citation: str = ""
+    """DOI or arXiv number of the paper."""
+    token: str = ""
+    """The environment variable with the token that its publisher asks for; empty where anybody may
+    download it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a diagnosis of this computer."""
+
+    state: Literal["ok", "warning", "problem"]
+    what: str
+    value: str
+    advice: str = ""
+    """What to do; empty where all is well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +189,9 @@ class Spec(Generic[OptionsT]):
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Names that users of other tools know, and the option (of core, of a reader or of this plugin)
     that each is; accepted on the command line and in config files."""
+    checks: Callable[[], Iterable[Finding]] | None = None
+    """Looks at what this plugin needs of the computer, for ``cellseg doctor``: devices, extensions,
+    versions. Must not raise, download or change anything."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cellseg.errors import CellsegError, PluginError, UnknownPluginError
 from cellseg.plugins import Plugins
-from cellseg.specs import BaseWeights, ExporterSpec, PredictorSpec, TrainerSpec
+from cellseg.specs import BaseWeights, ExporterSpec, Finding, PredictorSpec, TrainerSpec
 
 GIB = 2**30
 LITTLE_MEMORY = 4 * GIB
@@ -72,17 +72,6 @@ class InstalledBackend:
             "broken": str(self.error) if self.error else None,
             "hint": self.error.hint if self.error else None,
         }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the diagnosis."""
-
-    state: Literal["ok", "warning", "problem"]
-    what: str
-    value: str
-    advice: str = ""
-    """What to do; empty where all is well."""
 
 
 @dataclass(frozen=True)
