@@ -49,6 +49,12 @@ def load(job: cs.PredictJob[OtsuOptions]) -> cs.Predictor:
     return lambda tiles: [segment(tile) for tile in tiles]
 
 
+def checks():
+    from cellseg.diagnosis import needed
+
+    yield needed("scikit-image", "skimage")
+
+
 @cs.hookimpl
 def cellseg_trainers():
     yield cs.TrainerSpec(name="otsu", summary="Learn a threshold", options=OtsuOptions, train=train)
@@ -57,5 +63,9 @@ def cellseg_trainers():
 @cs.hookimpl
 def cellseg_predictors():
     yield cs.PredictorSpec(
-        name="otsu", summary="Threshold and label", options=OtsuOptions, load=load
+        name="otsu",
+        summary="Threshold and label",
+        options=OtsuOptions,
+        checks=checks,
+        load=load,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from cellseg.errors import PartialError
+from cellseg_cli.failures import report
 
 CODES = {
     "UsageError": 2,
@@ -262,3 +266,15 @@ def test_a_reader_that_stops_early_makes_no_noise(tmp_path) -> None:
     errors = process.stderr.read()
     process.wait()
     assert errors == b""
+
+
+def test_json_lists_all_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = {f"image{number}": "is damaged." for number in range(30)}
+    assert report(PartialError("30 image(s) failed", failed), ["predict", "--json"]) == 9
+    assert json.loads(capsys.readouterr().out)["error"]["failed"] == failed
+
+
+def test_a_device_without_memory_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ["export"]) == 7
+    said = capsys.readouterr().err
+    assert said.startswith("Error: The memory does not suffice.") and "Traceback" not in said

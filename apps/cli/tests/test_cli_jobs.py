@@ -147,7 +147,7 @@ def test_backends(cellseg) -> None:
 
 def test_backends_info_shows_options_with_defaults(cellseg) -> None:
     out = cellseg("backends", "info", "otsu").out
-    assert "--min-size" in out and "20" in out and "dropped" in out and "Weights" in out
+    assert "--min-size" in out and "20" in out and "dropped" in out and "Models:" in out
     options = cellseg("backends", "info", "otsu", "--json").json["options"]["train"]
     assert {"flag": "--sigma", "default": 1.0} in [
         {k: o[k] for k in ("flag", "default")} for o in options
@@ -161,6 +161,13 @@ def test_doctor(cellseg) -> None:
     assert found["Backend otsu"]["state"] == "ok"
     assert {"Python", "Processors", "Memory", "Working directory", "numpy"} <= found.keys()
     assert done.code == (0 if done.json["ok"] else 5)
+
+
+def test_doctor_looks_at_one_backend_and_one_folder(cellseg, tmp_path) -> None:
+    done = cellseg("doctor", "--backend", "otsu", "-o", tmp_path / "out")
+    assert "Backend otsu" in done.out and "Backend vista2d" not in done.out
+    assert f"{tmp_path}: " in done.out and not (tmp_path / "out").exists()
+    assert cellseg("doctor", "--backend", "ostu").code == 5
 
 
 def test_new_backend(cellseg, tmp_path) -> None:

@@ -72,3 +72,40 @@ def test_the_second_signal_stops_at_once(start, tmp_path) -> None:
     process.communicate()
     assert process.returncode == -signal.SIGINT
     assert not list(Path(tmp_path / "run" / "model").iterdir())
+
+
+def test_a_terminal_that_is_closed_asks_as_well(start, tmp_path) -> None:
+    process = start("--json")
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert json.loads(out)["error"]["type"] == "InterruptedRunError"
+    assert (tmp_path / "run" / "checkpoint" / "state").exists()
+
+
+def test_what_has_no_state_is_interrupted() -> None:
+    code = """
+import os, signal, sys
+from cellseg_cli.signals import interruptible, stoppable
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv else signal.SIG_DFL)
+before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+with interruptible():
+    with stoppable() as stopped:
+        os.kill(os.getpid(), signal.SIGHUP)
+        print(stopped(), end=" ")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        try:
+            os.kill(os.getpid(), number)
+            print("went on", end=" ")
+        except KeyboardInterrupt:
+            print("interrupted", end=" ")
+print([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before)
+"""
+    for words, expected in (
+        ([], "True interrupted interrupted True\n"),
+        (["nohup"], "False interrupted went on True\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == expected

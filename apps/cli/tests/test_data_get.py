@@ -77,7 +77,7 @@ def test_a_wrong_file_has_the_exit_code_of_data(cellseg, toy: Path, tmp_path: Pa
     (tmp_path / "served/a.hdf").write_bytes(b"012345678X")
     done = cellseg("data", "get", "toy", "-o", toy)
     assert done.code == 4 and "SHA256" in done.err
-    assert list(toy.iterdir()) == []
+    assert list(toy.rglob("*")) == [], "nothing stays"
     done = cellseg("data", "get", "toy", "-o", toy, "--json")
     assert done.json["error"]["exit_code"] == 4
 

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from cellseg.testing import BackendTests
+from cellseg.torch.memory_testing import MemoryTests
 
 TINY: dict[str, Any] = {
     "model_type": "tiny",
@@ -122,3 +123,8 @@ class TestDecoder(_Training):
     """Stage 2 alone, of all that answers boxes."""
 
     train_options: ClassVar[dict[str, Any]] = {**TINY, **MASKS, "stage": "2"}
+
+
+class TestMemory(MemoryTests):
+    backend = "cellsam"
+    train_options: ClassVar[dict[str, Any]] = {**TINY, **BOXES, **MASKS, "box_noise": 0.0}

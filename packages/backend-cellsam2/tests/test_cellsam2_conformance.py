@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 import torch
 
 from cellseg.testing import BackendTests
+from cellseg.torch.memory_testing import MemoryTests
 
 TINY: dict[str, Any] = {
     "model_type": "nano",
@@ -101,3 +102,8 @@ class TestLora(BackendTests):
     test_an_empty_first_frame = None
     test_an_empty_movie = None
     test_memory_does_not_grow_with_frames = None
+
+
+class TestMemory(MemoryTests):
+    backend = "cellsam2"
+    train_options: ClassVar[dict[str, Any]] = FULL

@@ -17,7 +17,7 @@ from cellseg.errors import ConfigError, DataError, DeviceError, WeightsError
 from cellseg.torch.masks import FoundMask
 from cellseg.torch.sam.published import PUBLISHED
 from cellseg.torch.sam.weights import Loaded, load_checkpoint
-from cellseg_fewshot.encoder_names import ENCODERS
+from cellseg_fewshot.encoder_names import ENCODERS, registered
 from cellseg_fewshot.encoders import (
     EncoderSettings,
     base_weights,
@@ -250,7 +250,7 @@ def test_published_weights_are_not_kept(
 
 def test_every_encoder_of_segment_anything_is_published() -> None:
     names = [n for n in ENCODERS if n != "filters" and not n.startswith("sam2")]
-    assert {sam_module._registered(name) for name in names} <= set(PUBLISHED)
+    assert {registered(name) for name in names} <= set(PUBLISHED)
 
 
 def test_a_file_and_a_name_must_agree(tiny_sam_checkpoint: Path) -> None:

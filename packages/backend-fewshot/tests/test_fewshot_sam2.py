@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cellseg.download import Remote
 from cellseg.errors import ConfigError, DataError, WeightsError
 from cellseg.events import Event
-from cellseg.specs import BaseWeights
+from cellseg.specs import BaseWeights, PublishedModel
 from cellseg.torch.sam2 import weights as weights_module
 from cellseg.torch.sam2.model import build
 from cellseg.torch.sam2.weights import holds_sam2
@@ -170,11 +170,11 @@ def test_published_weights_are_fetched_and_not_kept(
     digests = ["ab"]
 
     def fetched(
-        remote: Remote, licence: str, emit: Callable[[Event], None]
+        model: PublishedModel, remote: Remote, emit: Callable[[Event], None]
     ) -> tuple[Path, BaseWeights]:
         asked.append(remote)
         return checkpoint, BaseWeights(
-            name=remote.name, source=remote.url, licence=licence, sha256=digests[-1]
+            name=remote.name, source=remote.url, licence=model.licence, sha256=digests[-1]
         )
 
     monkeypatch.setattr(weights_module, "fetch_weights", fetched)

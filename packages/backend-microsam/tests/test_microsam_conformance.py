@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from cellseg.testing import BackendTests
+from cellseg.torch.memory_testing import MemoryTests
 
 TINY: dict[str, Any] = {
     "model_type": "tiny",
@@ -78,3 +79,19 @@ class TestLora(_Training):
     """Its updates are merged into plain weights."""
 
     train_options: ClassVar[dict[str, Any]] = {**TINY, "peft": "lora"}
+
+
+class TestMemoryInstances(MemoryTests):
+    """The Dice coefficient is of a batch, and the decoder normalises over it."""
+
+    backend = "microsam"
+    difference = 0.8
+    train_options: ClassVar[dict[str, Any]] = TINY
+
+
+class TestMemoryPrompted(MemoryTests):
+    """Each part draws its own prompts."""
+
+    backend = "microsam"
+    difference = 0.8
+    train_options: ClassVar[dict[str, Any]] = {**PROMPTED, "mode": "interactive"}

@@ -377,8 +377,10 @@ def test_interrupted_after_any_step_it_ends_the_same(tmp_path: Path) -> None:
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_two_devices_train_together_also_where_one_sees_no_object(tmp_path: Path) -> None:
-    """Its processes would wait for ever for a gradient that one of them does not have."""
+    """Its processes would wait for ever for a gradient that one of them does not have; that there
+    is none such, ``test_every_parameter_gets_a_finite_gradient`` says faster."""
     job = make_job(
         tmp_path,
         mode="full",

@@ -15,13 +15,12 @@ from safetensors.torch import save_file  # noqa: E402
 from weights_site import Site, serving  # noqa: E402
 
 from cellseg.errors import WeightsError  # noqa: E402
-from cellseg.events import Event, Progress  # noqa: E402
+from cellseg.events import Event, Note  # noqa: E402
+from cellseg.specs import PublishedModel  # noqa: E402
 from cellseg.torch.sam.architecture import Architecture  # noqa: E402
 from cellseg.torch.sam.model_types import MODEL_TYPES, RANDOM  # noqa: E402
 from cellseg.torch.sam.published import (  # noqa: E402
     PUBLISHED,
-    Published,
-    base_weights,
     models_folder,
 )
 from cellseg_microsam.description import Description  # noqa: E402
@@ -157,7 +156,12 @@ def site(model: MicroSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     torch.save(model.decoder.state_dict(), folder / "vit_b_lm_decoder")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     with serving(files) as site:
-        entry = Published(site.remote("vit_b_lm"), "CC-BY-4.0", site.remote("vit_b_lm_decoder"))
+        entry = PublishedModel(
+            name="vit_b_lm",
+            licence="CC-BY-4.0",
+            files=(site.remote("vit_b_lm"), site.remote("vit_b_lm_decoder")),
+            folder=models_folder,
+        )
         monkeypatch.setattr("cellseg.torch.sam.weights.PUBLISHED", {"vit_b_lm": entry})
         monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
         yield site
@@ -167,9 +171,10 @@ def test_a_published_model_is_downloaded_once(site: Site, model: MicroSam, tmp_p
     events: list[Event] = []
     loaded = load_published("vit_b_lm", events.append)
     assert same(loaded.model, model)
-    assert any(isinstance(event, Progress) for event in events)
+    assert events and all(isinstance(event, Note) for event in events), "steps are of a training"
     cached = tmp_path / "cache" / "models"
-    assert sorted(p.name for p in cached.iterdir()) == ["vit_b_lm", "vit_b_lm_decoder"]
+    files = sorted(p.name for p in cached.iterdir() if not p.name.startswith("."))
+    assert files == ["vit_b_lm", "vit_b_lm_decoder"]
     names = [(base.name, base.licence, len(base.sha256)) for base in loaded.bases]
     assert names == [("vit_b_lm", "CC-BY-4.0", 64), ("vit_b_lm_decoder", "CC-BY-4.0", 64)]
     load_published("vit_b_lm", events.append)
@@ -178,11 +183,11 @@ def test_a_published_model_is_downloaded_once(site: Site, model: MicroSam, tmp_p
 
 def test_every_model_that_is_not_random_is_published() -> None:
     assert {*PUBLISHED} == {*MODEL_TYPES} - {*RANDOM}
-    assert [each.name for each in base_weights()] == [*PUBLISHED]
-    assert all(each.source.startswith("https://") and each.licence for each in base_weights())
     for name, model in PUBLISHED.items():
-        assert model.weights.name == name, "as micro-SAM's cache has it"
-        assert (model.decoder is None) == (len(name) == 5)
+        assert model.name == name and model.licence and model.citation
+        names = [name] if len(name) == 5 else [name, f"{name}_decoder"]
+        assert [file.name for file in model.files] == names, "as micro-SAM's cache has it"
+        assert all(file.url.startswith("https://") and file.proven for file in model.files)
         assert Architecture.named(name).unetr is not None
 
 
@@ -194,10 +199,8 @@ def test_files_and_checksums_are_those_of_micro_sam(
 
     monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
     theirs = models()
-    ours = [m.weights for m in PUBLISHED.values()]
-    ours += [m.decoder for m in PUBLISHED.values() if m.decoder is not None]
-    for remote in ours:
-        assert remote.checksum == theirs.registry[remote.name]
+    for remote in [file for model in PUBLISHED.values() for file in model.files]:
+        assert theirs.registry[remote.name] in remote.checksum.split()
         assert remote.url == theirs.urls[remote.name]
     assert Path(theirs.path) == models_folder()
     monkeypatch.delenv("MICROSAM_CACHEDIR")

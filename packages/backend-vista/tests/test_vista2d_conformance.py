@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from cellseg.testing import BackendTests
+from cellseg.torch.memory_testing import MemoryTests
 
 TINY: dict[str, Any] = {
     "feature_size": 8,
@@ -19,5 +20,13 @@ TINY: dict[str, Any] = {
 
 
 class TestVista2d(BackendTests):
+    backend = "vista2d"
+    train_options: ClassVar[dict[str, Any]] = TINY
+
+
+class TestMemory(MemoryTests):
+    """Some losses are means over the voxels of a batch."""
+
+    difference = 0.01
     backend = "vista2d"
     train_options: ClassVar[dict[str, Any]] = TINY

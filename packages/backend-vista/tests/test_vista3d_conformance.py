@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from cellseg.testing import BackendTests
+from cellseg.torch.memory_testing import MemoryTests
 
 TINY: dict[str, Any] = {
     "feature_size": 8,
@@ -25,3 +26,12 @@ class TestVista3d(BackendTests):
     backend = "vista3d"
     train_options: ClassVar[dict[str, Any]] = TINY
     shape = (12, 64, 64)
+
+
+class TestMemory(MemoryTests):
+    """Some losses are means over the voxels of a batch."""
+
+    difference = 0.01
+    backend = "vista3d"
+    train_options: ClassVar[dict[str, Any]] = TINY
+    shape = (8, 48, 48)

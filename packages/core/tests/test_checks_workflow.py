@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -204,11 +202,6 @@ def test_what_is_wrong_with_the_command_is_an_error(tmp_path: Path) -> None:
         judged(data, split="k-fold")
     with pytest.raises(ConfigError, match="exclude each other"):
         parse(CheckSettings, {"val": "a", "splits": "b"})
-
-
-def test_importing_it_is_light() -> None:
-    code = "import sys, cellseg.workflows.check; sys.exit('numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 class Endless:

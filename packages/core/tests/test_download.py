@@ -3,114 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import shutil
 import socket
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import xxhash
+from rough_server import BODY, Server, started
 
 from cellseg.download import Remote, Settings, fetch
 from cellseg.download.remote import shown
 from cellseg.errors import ConfigError, DataError, StorageError, WeightsError
 from cellseg.events import Event, Note, Progress
 
-BODY = np.random.default_rng(0).integers(0, 256, 3_500_000, np.uint8).tobytes()
 SHA256 = "sha256:" + hashlib.sha256(BODY).hexdigest()
 MD5 = "md5:" + hashlib.md5(BODY).hexdigest()
 XXH128 = "xxh128:" + xxhash.xxh128(BODY).hexdigest()
 QUICK = Settings(pause=0.01, timeout=5)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves ``body`` at every path but some; what went wrong is asked of ``plan`` first."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.body = BODY
-        self.plan: list[str] = []
-        self.etag = '"one"'
-        self.ranges = True
-        self.seen: list[dict[str, str]] = []
-        self.elsewhere = ""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *words: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        server = self.server
-        server.seen.append({name.lower(): value for name, value in self.headers.items()})
-        if server.elsewhere and self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", server.elsewhere)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        fault = server.plan.pop(0) if server.plan else ""
-        if fault.isdecimal():
-            self.send_response(int(fault))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        body, start = server.body, 0
-        asked = self.headers.get("Range", "")
-        fresh = self.headers.get("If-Range", server.etag) == server.etag
-        if asked and server.ranges and fresh:
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
-            if start >= len(body):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(body)}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(206)
-            shift = 7 if fault == "shift" else 0
-            self.send_header("Content-Range", f"bytes {start + shift}-{len(body) - 1}/{len(body)}")
-        else:
-            self.send_response(200)
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        rest = body[start:]
-        if fault == "silent":
-            self.close_connection = True
-        else:
-            self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        if fault == "cut":
-            self.wfile.write(rest[: len(rest) // 2])
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-        elif fault == "corrupt":
-            self.wfile.write(rest[:-1] + bytes([rest[-1] ^ 1]))
-        else:
-            self.wfile.write(rest)
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as made:
-        thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with started() as made:
         yield made
-        made.shutdown()
 
 
 @pytest.fixture
@@ -304,20 +222,16 @@ def test_a_bad_certificate_is_accepted_only_if_asked(server, tmp_path) -> None:
 
 
 def test_a_secret_goes_to_its_own_host_alone(server, tmp_path) -> None:
-    with Server() as other:
-        threading.Thread(target=other.serve_forever, args=(0.01,), daemon=True).start()
-        server.elsewhere = f"http://localhost:{other.server_address[1]}/a"
+    with started() as other:
+        server.moved["/moved"] = f"{other.elsewhere}/a"
         settings = Settings(headers={"Authorization": "Bearer hush"}, pause=0.01)
         remote = Remote(url=f"{server.url}/moved", name="a.bin", checksum=SHA256)
         fetch(remote, tmp_path, settings, lambda event: None)
         assert server.seen[0]["authorization"] == "Bearer hush"
         assert "authorization" not in other.seen[0]
-        mirrored = Settings(
-            mirror=f"http://localhost:{other.server_address[1]}", headers=settings.headers
-        )
+        mirrored = Settings(mirror=other.elsewhere, headers=settings.headers)
         fetch(remote, tmp_path / "b", mirrored, lambda event: None)
         assert "authorization" not in other.seen[1]
-        other.shutdown()
     assert "hush" not in repr(settings)
 
 
@@ -332,7 +246,7 @@ def test_a_secret_is_in_no_message(server, tmp_path) -> None:
 
 
 def test_a_redirect_to_something_else_than_http_is_refused(server, tmp_path) -> None:
-    server.elsewhere = "ftp://127.0.0.1/a"
+    server.moved["/moved"] = "ftp://127.0.0.1/a"
     with pytest.raises(DataError, match="not secure"):
         fetch(Remote(url=f"{server.url}/moved", name="a"), tmp_path, QUICK, lambda event: None)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -290,12 +288,6 @@ def test_lines_show_the_worst_images(tmp_path: Path) -> None:
     assert lines[worst].startswith("i17")
     assert "4 more" in lines[-1]
     assert all(line == line.rstrip() for line in lines)
-
-
-def test_the_options_import_nothing_heavy() -> None:
-    code = "import sys, cellseg.workflows.evaluate_settings as m; print('numpy' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="real data ../shared/data is not there")

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -302,15 +300,6 @@ def test_outside_of_the_image(tmp_path: Path) -> None:
     over = read_prompts(table(tmp_path, "y0,x0,y1,x1\n-3,5,8,9\n"), ["a"])
     over.check("a", (1, 50, 50))
     assert only(over).box == ((0.0, 0.0, 5.5), (1.0, 8.5, 9.5))
-
-
-def test_it_is_light() -> None:
-    code = (
-        "import sys, cellseg.prompting\n"
-        "sys.exit(', '.join(m for m in ('numpy', 'torch', 'pandas') if m in sys.modules) or None)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_name_in_another_folder_is_another_image(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cellseg.specs import BaseWeights
 from cellseg.torch.sam2 import model as model_module
 from cellseg.torch.sam2 import weights as weights_module
 from cellseg.torch.sam2.model import build, described
-from cellseg.torch.sam2.sizes import PUBLISHED, RANDOM, SIZES, base_weights, default_side
+from cellseg.torch.sam2.sizes import PUBLISHED, RANDOM, SIZES, default_side
 from cellseg.torch.sam2.weights import fill, holds_sam2, load_published, size_of, tensors_of
 from cellseg.torch.weights import seeded
 
@@ -123,7 +123,7 @@ def test_published_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.Monke
     )
     model, found = load_published(NAME, ignored, 512)
     assert asked[0] == 512
-    assert asked[1] == (PUBLISHED[NAME], "Apache-2.0", ignored)
+    assert asked[1] == (PUBLISHED[NAME], PUBLISHED[NAME].files[0], ignored)
     assert found is base
     held = model.state_dict()
     assert all(torch.equal(held[name], value) for name, value in nano(1).state_dict().items())
@@ -139,6 +139,8 @@ def test_weights_of_another_network_are_refused() -> None:
 
 
 def test_what_is_published_is_told_by_name() -> None:
-    assert [base.name for base in base_weights()] == [n for n in SIZES if n not in RANDOM]
-    assert all(base.source.endswith(f"092824/{base.name}.pt") for base in base_weights())
-    assert {base.licence for base in base_weights()} == {"Apache-2.0"}
+    assert [*PUBLISHED] == [n for n in SIZES if n not in RANDOM]
+    for name, model in PUBLISHED.items():
+        (file,) = model.files
+        assert (model.name, model.licence) == (name, "Apache-2.0")
+        assert file.url.endswith(f"092824/{name}.pt") and file.proven and file.size

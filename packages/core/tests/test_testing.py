@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ import cellseg_otsu
 from cellseg import testing
 from cellseg.plugins import Plugins
 from cellseg.testing import BackendTests, blobs
+from cellseg.trainer_testing import Once
 
 
 class Otsu(BackendTests):
@@ -195,9 +197,20 @@ def test_a_fault_of_a_trainer_is_found(
     test: str, train: Callable[..., cs.Trained], tmp_path: Path
 ) -> None:
     card = next(iter(cellseg_otsu.cellseg_trainers()))
-    getattr(Otsu(), test)(card, tmp_path / "sound")
+    conforms(test, card, tmp_path / "sound")
     with pytest.raises((AssertionError, pytest.fail.Exception)):
-        getattr(Otsu(), test)(replace(card, train=train), tmp_path / "faulty")
+        conforms(test, replace(card, train=train), tmp_path / "faulty")
+
+
+def conforms(test: str, card: cs.TrainerSpec[Any], folder: Path) -> None:
+    """One test of training, with all that it asks for made by this trainer."""
+    method = getattr(Otsu(), test)
+    done = {
+        name: Once.of(card, Otsu._job(card, folder / name, epochs))
+        for name, epochs in (("once", 1), ("twice", 2))
+    }
+    given = {"trainer": card, "tmp_path": folder, **done}
+    method(**{name: given[name] for name in signature(method).parameters})
 
 
 def frozen(job: cs.TrainJob[Any], emit: cs.Emit) -> cs.Trained:
@@ -212,7 +225,7 @@ def frozen(job: cs.TrainJob[Any], emit: cs.Emit) -> cs.Trained:
 def test_a_layer_without_a_gradient_is_found(tmp_path: Path) -> None:
     card = next(iter(cellseg_otsu.cellseg_trainers()))
     with pytest.raises(AssertionError):
-        Otsu().test_training_changes_what_it_declares(replace(card, train=frozen), tmp_path)
+        conforms("test_training_changes_what_it_declares", replace(card, train=frozen), tmp_path)
 
 
 def test_a_gap_that_is_declared_must_exist() -> None:

@@ -12,22 +12,17 @@ from cellseg.specs import TrainerSpec
 from cellseg.testing import BackendTests
 
 
-@pytest.fixture(autouse=True)
-def fakes(monkeypatch):
-    monkeypatch.setattr(testing, "Plugins", example_fakes.plugins)
+@pytest.fixture(autouse=True, scope="module")
+def fakes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(testing, "Plugins", example_fakes.plugins)
+        yield
 
 
 class TestShown(BackendTests):
     backend = "shown"
     # It is a fresh process that lists installed plugins, and this one is not installed.
     test_the_plugin_imports_nothing_heavy = None
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def fitted(cls, tmp_path_factory):
-        trainer = example_fakes.plugins().get(TrainerSpec, "shown")
-        job = cls._job(trainer, tmp_path_factory.mktemp("fitted"), cls.epochs)
-        return job.model, trainer.train(job, lambda event: None)
 
 
 def test_a_job_has_examples_and_nothing_else(tmp_path: Path) -> None:

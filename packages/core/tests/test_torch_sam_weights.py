@@ -21,10 +21,11 @@ from weights_site import Site, serving  # noqa: E402
 
 from cellseg.download import Remote  # noqa: E402
 from cellseg.errors import ConfigError, WeightsError  # noqa: E402
-from cellseg.events import Event, Progress  # noqa: E402
+from cellseg.events import Event, Note  # noqa: E402
+from cellseg.specs import PublishedModel  # noqa: E402
 from cellseg.torch.sam import weights  # noqa: E402
 from cellseg.torch.sam.model import SegmentAnything  # noqa: E402
-from cellseg.torch.sam.published import Published  # noqa: E402
+from cellseg.torch.sam.published import models_folder  # noqa: E402
 from cellseg.torch.sam.weights import load_checkpoint, load_published  # noqa: E402
 
 
@@ -176,10 +177,14 @@ def site(model: SegmentAnything, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.save(model.sam.state_dict(), folder / "vit_b_lm")
     files = {"vit_b_lm": (folder / "vit_b_lm").read_bytes()}
     with serving(files) as site:
-        entry = Published(
-            site.remote("vit_b_lm"),
-            "CC-BY-4.0",
-            Remote(url="http://127.0.0.1:9/", name="vit_b_lm_decoder"),
+        entry = PublishedModel(
+            name="vit_b_lm",
+            licence="CC-BY-4.0",
+            files=(
+                site.remote("vit_b_lm"),
+                Remote(url="http://127.0.0.1:9/", name="vit_b_lm_decoder"),
+            ),
+            folder=models_folder,
         )
         monkeypatch.setattr(weights, "PUBLISHED", {"vit_b_lm": entry})
         monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
@@ -192,9 +197,10 @@ def test_a_published_model_is_downloaded_once(
     events: list[Event] = []
     loaded = load_published("vit_b_lm", events.append)
     assert same(loaded.model, model) and loaded.name == "vit_b_lm"
-    assert any(isinstance(event, Progress) for event in events)
+    assert events and all(isinstance(event, Note) for event in events), "steps are of a training"
     cached = tmp_path / "cache" / "models"
-    assert [p.name for p in cached.iterdir()] == ["vit_b_lm"], "the decoder is not needed"
+    names = sorted(p.name for p in cached.iterdir())
+    assert names == [".vit_b_lm.cellseg.json", "vit_b_lm"], "the decoder is not needed"
     assert loaded.base is not None and len(loaded.base.sha256) == 64
     assert (loaded.base.name, loaded.base.licence) == ("vit_b_lm", "CC-BY-4.0")
     load_published("vit_b_lm", events.append)
@@ -207,7 +213,7 @@ def test_a_file_that_is_not_as_published_is_refused(site: Site, tmp_path: Path) 
     cached.write_bytes(b"something else")
     with pytest.raises(WeightsError, match="is not the file expected: its XXH128 is") as error:
         load_published("vit_b_lm", print)
-    assert str(cached) in error.value.hint and "--checkpoint" in error.value.hint
+    assert str(cached) in str(error.value) and "--force" in error.value.hint
     assert cached.read_bytes() == b"something else"
     cached.unlink()
     site.files["vit_b_lm"] += b"changed on the way"
@@ -221,12 +227,15 @@ def test_without_a_network_it_says_what_to_put_where(
 ) -> None:
     monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
     remote = Remote(url="http://127.0.0.1:9/vit_b", name="vit_b", checksum="xxh128:" + "0" * 32)
-    monkeypatch.setattr(weights, "PUBLISHED", {"vit_b": Published(remote, "Apache-2.0")})
+    entry = PublishedModel(
+        name="vit_b", licence="Apache-2.0", files=(remote,), folder=models_folder
+    )
+    monkeypatch.setattr(weights, "PUBLISHED", {"vit_b": entry})
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(WeightsError, match="cannot be downloaded") as error:
         load_published("vit_b", lambda event: None)
     assert str(tmp_path / "models" / "vit_b") in error.value.hint
-    assert remote.url in error.value.hint and "--checkpoint" in error.value.hint
+    assert remote.url in str(error.value) and "CELLSEG_MIRROR" in error.value.hint
 
 
 def test_models_that_are_not_published() -> None:

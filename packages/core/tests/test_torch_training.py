@@ -287,7 +287,7 @@ def test_running_out_of_memory_says_what_to_do(tmp_path: Path) -> None:
 
     with pytest.raises(DeviceError, match="memory") as error:
         fit(Big(), LOADERS, make_job(tmp_path), lambda event: None)
-    assert "--batch-size 2 --accumulate 2" in (error.value.hint or "")
+    assert "smaller patches" in (error.value.hint or "")
 
 
 class Watched(Line):

@@ -20,8 +20,8 @@ from tuning_fakes import SPACE, Deadly, DiesOnce, Parabola, run
 
 from cellseg.errors import ConfigError, DataError, InterruptedRunError, PluginError
 from cellseg.events import Event, Failed, Note, Progress
+from cellseg.machine import me
 from cellseg.tuning.library import lasting, masked, open_storage
-from cellseg.tuning.machine import me
 from cellseg.tuning.options import SearchOptions
 from cellseg.tuning.search import Tuned, address_of, begin
 from cellseg.tuning.space import Space, identity

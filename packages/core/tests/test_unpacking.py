@@ -96,3 +96,45 @@ def test_an_archive_larger_than_the_disk_is_refused(tmp_path: Path, monkeypatch)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 9_999}))
     with pytest.raises(StorageError, match="to unpack"):
         unpack(path, tmp_path / "out")
+
+
+def test_bombs_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    import bz2
+
+    path = tmp_path / "ratio.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as out:
+        out.writestr("x", bytes(20 << 20))
+    assert len(bz2.compress(bytes(20 << 20))) < 1000
+    with pytest.raises(DataError, match="would unpack to"):
+        unpack(path, tmp_path / "out")
+    path = archive(tmp_path / "overlap.zip", {"a": NOISE, "b": NOISE})
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")
+    content[entry + 42 : entry + 46] = (2).to_bytes(4, "little")  # the second starts in the first
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="shares bytes"):
+        unpack(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO])
+def test_only_plain_files_are_unpacked(tmp_path: Path, kind: int) -> None:
+    info = zipfile.ZipInfo("special")
+    info.external_attr = (kind | 0o666) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as out:
+        out.writestr(info, b"/dev/sda")
+    with pytest.raises(DataError, match="would land elsewhere"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_a_file_and_a_folder_of_one_name(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", {"a": b"1", "a/b": b"2"})
+    with pytest.raises(DataError, match="of one name"):
+        unpack(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_archive_in_an_archive_stays_packed(tmp_path: Path) -> None:
+    inner = archive(tmp_path / "inner.zip", {"x": bytes(1 << 20)}).read_bytes()
+    path = archive(tmp_path / "a.zip", {"inner.zip": inner})
+    assert unpack(path, tmp_path / "out") == ["inner.zip"]

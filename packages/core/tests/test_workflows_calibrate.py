@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,6 +16,8 @@ import tifffile
 import cellseg as cs
 from cellseg.bundle import Bundle
 from cellseg.errors import ConfigError, DataError, PluginError, StorageError, UsageError
+from cellseg.files import locked
+from cellseg.locks import LOCK
 from cellseg.options import read_config
 from cellseg.plugins import Plugins
 from cellseg.specs import CalibrateJob, DatasetSpec
@@ -174,6 +177,15 @@ def test_a_run_is_calibrated_on_what_it_validated_on(
     assert [s.name for s in job.samples] == list(Splits.load(run / "splits.json").val)
     assert job.options.threshold == 0.9 and job.given == frozenset()
     assert job.model == run / "model" and job.tiling == cs.Tiling(core=(1, 48, 48))
+
+
+def test_a_run_that_trains_is_not_calibrated(plugins: Plugins, run: Path) -> None:
+    before = (run / "model" / "bundle.json").read_bytes()
+    with locked(run / LOCK), pytest.raises(StorageError, match=f"{run}: process {os.getpid()} "):
+        found(plugins, run)
+    assert (run / "model" / "bundle.json").read_bytes() == before
+    found(plugins, run)
+    assert (run / "model" / "bundle.json").read_bytes() != before
 
 
 def test_images_come_as_prediction_would_bring_them(
@@ -353,3 +365,33 @@ def test_channels_under_another_name_of_the_reader_are_kept(
     asked: dict[str, Any] = {"backend": "fake", "reader": "banded", "output": target}
     found(plugins, None, data, reading={"bands": "0"}, **asked)
     assert read_config(target)["channels"] == "0"
+
+
+def test_memory_that_runs_out_halves_the_tiles(data: Path, tmp_path: Path) -> None:
+    jobs: list[CalibrateJob[Any]] = []
+
+    def short(job: CalibrateJob[Any], emit: cs.Emit) -> Mapping[str, object]:
+        if job.tiling.core[2] > 64:
+            try:
+                raise RuntimeError("CUDA out of memory")
+            except RuntimeError as error:
+                raise cs.errors.DeviceError("The GPU's memory does not suffice.") from error
+        return search(job, emit)
+
+    notes: list[str] = []
+    tiling = cs.Tiling(core=(1, 100, 200))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("cellseg.workflows.calibrate.tiling_for", lambda *given: tiling)
+        done = found(make(jobs, short), data=data, backend="fake", dry_run=True, notes=notes)
+    assert done.options["threshold"] == 0.5
+    assert [job.tiling.core for job in jobs] == [(1, 100, n) for n in (200, 100)] + [(1, 100, 50)]
+    assert sum("Out of memory: once more, with tiles of" in str(note) for note in notes) == 2
+
+
+def test_memory_that_never_suffices_is_a_device_error(data: Path) -> None:
+    def never(job: CalibrateJob[Any], emit: cs.Emit) -> Mapping[str, object]:
+        raise MemoryError
+
+    with pytest.raises(cs.errors.DeviceError, match="not even for small tiles") as error:
+        found(make([], never), data=data, backend="fake", dry_run=True)
+    assert "--device" in str(error.value.hint)

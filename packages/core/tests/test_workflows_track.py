@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellseg.errors import ConfigError, DataError, InterruptedRunError, UsageError
-from cellseg.events import Note, Progress
+from cellseg.errors import ConfigError, DataError, InterruptedRunError, PartialError, UsageError
+from cellseg.events import Failed, Note, Progress
 from cellseg.options import parse
 from cellseg.plugins import Plugins
 from cellseg.synthetic_movies import make_movie, write_ctc
@@ -200,7 +200,7 @@ def test_stopping_leaves_no_half_of_a_movie(stack, tmp_path) -> None:
     settings = parse(TrackSettings, {"output": tmp_path / "out"})
     with pytest.raises(InterruptedRunError):
         track(Plugins(), stack, settings, interrupted=lambda: next(calls))
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_frames_in_the_wrong_order_are_noticed(movie, tmp_path) -> None:
@@ -243,3 +243,38 @@ def test_names_say_which_frames_are_of_one_movie(names, movies, tmp_path) -> Non
             grouped(names, tmp_path / "root")
     else:
         assert grouped(names, tmp_path / "root") == movies
+
+
+def test_one_broken_movie_among_others(movie, tmp_path) -> None:
+    """A frame that cannot be read, one that is missing, pixels that are gone: the others are
+    linked."""
+    root = tmp_path / "masks"
+    for name in ("good", "header", "hole"):
+        (root / name).mkdir(parents=True)
+        for number, frame in enumerate(movie.labels):
+            tifffile.imwrite(root / name / f"t{number}.tif", frame)
+    (root / "header" / "t3.tif").write_bytes(b"II*\0")
+    (root / "hole" / "t2.tif").unlink()
+    cut = root / "cut.tif"
+    labels = movie.labels.astype(np.uint16)
+    tifffile.imwrite(cut, labels, compression="zlib", metadata={"axes": "TYX"})
+    with tifffile.TiffFile(cut) as file:
+        start, count = file.pages[3].dataoffsets[0], file.pages[3].databytecounts[0]
+    with cut.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\0" * count)
+    events = []
+    with pytest.raises(PartialError, match=r"3 movie\(s\) failed .* 1 are") as error:
+        tracked(root, tmp_path / "out", emit=events.append)
+    wanted = {
+        "header": "t3.tif",
+        "hole": "between hole/t1 and hole/t3",
+        "cut": "cut.tif: cannot be",
+    }
+    assert error.value.failed.keys() == wanted.keys()
+    for name, text in wanted.items():
+        assert text in error.value.failed[name]
+    assert {e.item for e in events if isinstance(e, Failed)} == set(wanted)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "good.tif", "good.csv", "good_tracks.csv"
+    }  # fmt: skip

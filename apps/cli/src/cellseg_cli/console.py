@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import typer
 
+from cellseg.engine.failures import line
 from cellseg.events import Checkpointed, Emit, Event, Failed, Note, Progress, Resumed, Validated
+from cellseg.texts import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -53,17 +55,17 @@ class Console:
         if self.json:
             typer.echo(jsonlib.dumps(_plain(data), indent=2, allow_nan=False))
             return
-        for line in lines:
-            typer.echo(line)
+        for text in lines:
+            typer.echo(printable(text))
 
     def note(self, text: str) -> None:
         """Tell the user something by the way."""
         if not self.quiet:
-            typer.echo(text, err=True)
+            _to_stderr(printable(text))
 
     def warn(self, text: str) -> None:
         """Tell the user something that ``--quiet`` does not silence."""
-        typer.secho(text, fg="yellow", err=True)
+        typer.secho(printable(text), fg="yellow", err=True)
 
     @contextmanager
     def following(self, what: str, unit: str) -> Iterator[Emit]:
@@ -86,16 +88,16 @@ class Console:
 
     def _show(self, event: Event, display: _Display | None) -> None:
         if isinstance(event, Failed):
-            text = typer.style(f"Failed: {event.item}: {event.reason}", fg="red")
+            text = typer.style(f"Failed: {printable(line(event.item, event.reason))}", fg="red")
             (display.line if display else _to_stderr)(text)
         elif display is None:
             return
         elif isinstance(event, Progress):
             display.progress(event)
         elif isinstance(event, Note):
-            display.line(event.text)
+            display.line(printable(event.text))
         elif isinstance(event, Validated):
-            display.line(_validated(event))
+            display.line(printable(_validated(event)))
         elif isinstance(event, Resumed):
             display.line(f"Going on after step {event.step}.")
         elif isinstance(event, Checkpointed) and self.verbose:
@@ -186,7 +188,7 @@ def _plain(value: object) -> object:
         return [_plain(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path) or hasattr(value, "__vfspath__") else value
 
 
 def _bar() -> Bar:

@@ -16,21 +16,22 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import typer
 from typer.models import ArgumentInfo
 
+from cellseg.locations import is_place
 from cellseg.options import Options, flag
 from cellseg.plugins import Plugins
 from cellseg.specs import DatasetSpec, Spec, TrainerSpec
-from cellseg.workflows.doctor import InstalledBackend, installed_backends
 from cellseg.workflows.init import entry
+from cellseg.workflows.installed import InstalledBackend, installed_backends
 from cellseg_cli import failures
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.commands import COMMANDS
 from cellseg_cli.flags import build, help_text, in_order
-from cellseg_cli.spelling import spelling, without_none
+from cellseg_cli.spelling import PathText, spelling, without_none
 
 _INTRODUCTION = """\
 # Commands and options
@@ -159,7 +160,7 @@ def _backend(backend: InstalledBackend) -> str:
         raise backend.error
     parts = [f"### {backend.name}\n", f"{backend.summary}.\n"]
     parts += [
-        f"Starts from {w.name} (licence {w.licence}): <{w.source}>\n" for w in backend.weights
+        f"Starts from {m.name} (licence {m.licence}): <{m.files[0].url}>\n" for m in backend.models
     ]
     return "\n".join(parts + _tables(backend))
 
@@ -208,6 +209,10 @@ def _values(annotation: Any, metavar: str | None) -> str:
         return "switch"
     if metavar:
         return f"`{metavar}`"
+    if inner is PathText or is_place(inner):
+        return "path"
+    if get_origin(inner) is list:
+        (inner,) = get_args(inner)
     choices = get_args(inner)
     return _code(choices, " ") if choices else str(getattr(inner, "__name__", inner)).lower()
 

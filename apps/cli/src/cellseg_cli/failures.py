@@ -17,8 +17,16 @@ from collections.abc import Sequence
 
 import typer
 
-from cellseg.errors import CellsegError, DeviceError, InterruptedRunError, StorageError
+from cellseg.errors import (
+    CellsegError,
+    DeviceError,
+    InterruptedRunError,
+    PartialError,
+    StorageError,
+)
 from cellseg.files import storage_errors
+from cellseg.memory import out_of_memory
+from cellseg.texts import printable
 
 _BAD_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _BUG = (
@@ -40,22 +48,25 @@ def report(error: BaseException, line: Sequence[str]) -> int:
         return CellsegError.exit_code
     if _verbose(line) and not isinstance(known, InterruptedRunError):
         traceback.print_exception(error)
-    typer.secho(f"Error: {known}", fg="red", err=True)
+    typer.secho(printable(f"Error: {known}"), fg="red", err=True)
     if known.hint:
-        typer.echo(known.hint, err=True)
+        typer.echo(printable(known.hint), err=True)
     if "--json" in line:
         typer.echo(json.dumps({"error": as_dict(known)}, indent=2))
     return known.exit_code
 
 
 def as_dict(error: CellsegError) -> dict[str, object]:
-    """An error for ``--json``."""
-    return {
+    """An error for ``--json``; the list of what failed is complete."""
+    values: dict[str, object] = {
         "type": type(error).__name__,
         "message": str(error),
         "hint": error.hint,
         "exit_code": error.exit_code,
     }
+    if isinstance(error, PartialError):
+        values["failed"] = error.failed
+    return values
 
 
 def _known(error: BaseException) -> CellsegError | None:
@@ -64,7 +75,7 @@ def _known(error: BaseException) -> CellsegError | None:
         return error
     if isinstance(error, KeyboardInterrupt):
         return InterruptedRunError("Interrupted.")
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return DeviceError(
             f"The memory does not suffice. {error}".strip(),
             hint="Use smaller tiles, patches or batches, or fewer workers.",

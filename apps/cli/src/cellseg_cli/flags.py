@@ -16,13 +16,16 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from pydantic.fields import FieldInfo
+from typer.models import OptionInfo
 
+from cellseg.download.environment import offline
 from cellseg.errors import ConfigError, InterruptedRunError, PluginError
+from cellseg.locations import is_place, location, refuse_address, takes_addresses
 from cellseg.options import Options, flag, given_twice, parse, refuse_unknown, unaliased
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.commands import COMMANDS
 from cellseg_cli.console import Console
-from cellseg_cli.spelling import limits, spelling, without_none
+from cellseg_cli.spelling import PathText, limits, spelling, without_none
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 _OURS = "cellseg itself"
@@ -99,6 +102,8 @@ class Command:
     """Keys of the config file that are no options of a class, such as ``backend``."""
     preset: Mapping[str, object] = field(default_factory=dict)
     """Options that the config file and the flags win over."""
+    downloads: bool = False
+    """Whether it may fetch something; then it has ``--offline``."""
 
 
 def build(name: str, arguments: Arguments) -> Callable[..., None] | typer.Typer:
@@ -119,7 +124,10 @@ def with_flags(command: Command) -> Callable[..., None]:
     signature = inspect.signature(command.run, eval_str=True)
     own = [p for p in signature.parameters.values() if p.annotation not in (Console, Given)]
     injected = {p.name: p.annotation for p in signature.parameters.values() if p not in own}
-    flags = _all_flags(command.groups, own)
+    places = {p.name: _place(p) for p in own if is_place(get_args(p.annotation)[0])}
+    own = [_as_text(p) if p.name in places else p for p in own]
+    switches = {**_CONSOLE_FLAGS, **(_DOWNLOAD_FLAGS if command.downloads else {})}
+    flags = _all_flags(command.groups, own, switches)
     known = {*flags, *command.extra_keys}
     aliases = {a: o for group in command.groups for a, o in group.aliases.items() if o in known}
     configured = command.configured
@@ -131,7 +139,10 @@ def with_flags(command: Command) -> Callable[..., None]:
     def wrapper(ctx: typer.Context, **kwargs: Any) -> None:
         shown = {name: kwargs.pop(name) for name in _CONSOLE_FLAGS}
         console = Console(**shown)
+        stay_offline = kwargs.pop("offline") if command.downloads else False
         values = {name: kwargs.pop(name) for name in flags}
+        for name, read in places.items():
+            kwargs[name] = None if kwargs[name] is None else read(kwargs[name])
         given: dict[str, object] = {}
         for name in (name for name in values if _was_typed(ctx, name)):
             option = aliases.get(name, name)
@@ -142,7 +153,8 @@ def with_flags(command: Command) -> Callable[..., None]:
         options = Given(given, configured, command.config, command.preset)
         made = {Console: console, Given: options}
         try:
-            command.run(**kwargs, **{name: made[kind] for name, kind in injected.items()})
+            with offline(stay_offline):
+                command.run(**kwargs, **{name: made[kind] for name, kind in injected.items()})
         except KeyboardInterrupt:  # Typer would end without a word
             raise InterruptedRunError("Interrupted.") from None
 
@@ -155,12 +167,40 @@ def with_flags(command: Command) -> Callable[..., None]:
         *(f.parameter for f in flags.values()),
         *(
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a)
-            for n, (a, d) in _CONSOLE_FLAGS.items()
+            for n, (a, d) in switches.items()
         ),
     ]
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
+
+
+def _place(parameter: inspect.Parameter) -> Callable[[str], Path]:
+    """How the text of a path, of one of the command's own parameters, is read."""
+    if takes_addresses(parameter.annotation):
+        return location
+    named = get_args(parameter.annotation)[-1].param_decls or ()
+    where = named[0] if named else flag(parameter.name)
+    is_flag = isinstance(get_args(parameter.annotation)[-1], OptionInfo)
+
+    def read(text: str) -> Path:
+        refuse_address(text, f"what {where} names" if is_flag else "this argument")
+        return Path(text)
+
+    return read
+
+
+def _as_text(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter of a path as Typer sees it: it would join the slashes of an address."""
+    about = get_args(parameter.annotation)[-1]
+    about.path_type = str
+    optional = without_none(get_args(parameter.annotation)[0])[1]
+    kind = PathText | None if optional else PathText
+    default = parameter.default
+    return parameter.replace(
+        annotation=Annotated[kind, about],
+        default=str(default) if isinstance(default, Path) else default,
+    )
 
 
 def value_flags(
@@ -196,8 +236,10 @@ class _Flag:
     """From what Typer gives to what the option class takes."""
 
 
-def _all_flags(groups: Sequence[Group], own: Sequence[inspect.Parameter]) -> dict[str, _Flag]:
-    taken = dict.fromkeys([*(p.name for p in own), *_CONSOLE_FLAGS], _OURS)
+def _all_flags(
+    groups: Sequence[Group], own: Sequence[inspect.Parameter], switches: Iterable[str]
+) -> dict[str, _Flag]:
+    taken = dict.fromkeys([*(p.name for p in own), *switches], _OURS)
     flags: dict[str, _Flag] = {}
     for group in groups:
         for name, info in in_order(group.model):
@@ -261,6 +303,7 @@ def _flag(name: str, info: FieldInfo, group: Group, also: Sequence[str]) -> _Fla
         *names,
         help=help_text(info, also),
         metavar=typed.metavar,
+        path_type=str if typed.is_path else None,
         show_default=shown not in (None, "", []),
         rich_help_panel=group.model.panel_of(name) or group.panel,
     )
@@ -322,3 +365,18 @@ _CONSOLE_FLAGS: dict[str, tuple[Any, object]] = {
     ),
 }
 """The flags that every command has: name, annotation, default."""
+
+_DOWNLOAD_FLAGS: dict[str, tuple[Any, object]] = {
+    "offline": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--offline",
+                help="Download nothing, as with CELLSEG_OFFLINE=1: what is missing is an error.",
+                rich_help_panel=_DISPLAY,
+            ),
+        ],
+        False,
+    ),
+}
+"""The flags of commands that may fetch something."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cellseg.errors import DataError, UsageError
+from cellseg.locations import Location, is_remote, location
 from cellseg.options import Options, read_config
 from cellseg.plugins import Plugins
 from cellseg.specs import DatasetSpec, TrainerSpec
@@ -28,7 +29,7 @@ _OWN_VALUES = (
     "--format",
     "--images",
 )
-_OWN_SWITCHES = ("--json", "--quiet", "--verbose", "--overwrite", "--help")
+_OWN_SWITCHES = ("--json", "--quiet", "--verbose", "--overwrite", "--offline", "--help")
 
 
 def complete_trainer() -> list[str]:
@@ -41,7 +42,7 @@ ConfigFile = Annotated[
     typer.Option("--config", help="YAML file of 'option: value' lines; flags win over it."),
 ]
 LabelledImages = Annotated[
-    Path, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
+    Location, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
 ]
 TrainerName = Annotated[
     str | None,
@@ -131,13 +132,18 @@ class Line:
         raise UsageError("Missing --backend: what should be trained?", hint=hint)
 
     def existing(
-        self, models: Iterable[type[Options]], aliases: Mapping[str, str] | None = None
+        self,
+        models: Iterable[type[Options]],
+        aliases: Mapping[str, str] | None = None,
+        *,
+        anywhere: bool = False,
     ) -> Path | None:
-        """The first positional argument that is there: the data, the images or the model."""
+        """The first positional argument that is there: the data, the images or the model; an
+        address only where it may be ``anywhere``."""
         takes, switches = value_flags(models, aliases)
         words = self.arguments.positionals({*takes, *_OWN_VALUES}, {*switches, *_OWN_SWITCHES})
-        paths = (Path(word) for word in words)
-        return next((path for path in paths if path.exists()), None)
+        paths = (location(word) if anywhere else Path(word) for word in words)
+        return next((path for path in paths if is_remote(path) or path.exists()), None)
 
     def reader(
         self,
@@ -157,7 +163,7 @@ class Line:
         name = self.chosen("reader", aliases) or str(preset.get("reader", "auto"))
         if name != "auto":
             return _of_reader(self.plugins.get(DatasetSpec, name), preset)
-        path = self.existing(models, aliases)
+        path = self.existing(models, aliases, anywhere=True)
         if path is not None:
             try:
                 return _of_reader(reader_for(self.plugins, path, name), preset)

@@ -14,6 +14,7 @@ import typer
 from cellseg_cli.arguments import COMPLETING, typed
 from cellseg_cli.commands import COMMANDS
 from cellseg_cli.pages import CommandPage, settings
+from cellseg_cli.signals import interruptible
 
 _HELP = "Train, predict and score models that find cells and nuclei in microscopy images."
 
@@ -24,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     # Pydantic would look through all installed packages for plugins of its own; no one has any.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        make_app(line)(line, prog_name="cellseg")
+        with interruptible():
+            make_app(line)(line, prog_name="cellseg")
     except SystemExit:
         raise
     except BaseException as error:

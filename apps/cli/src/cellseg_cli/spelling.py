@@ -10,15 +10,15 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic.fields import FieldInfo
 
-_NATIVE = (int, float, str, bool, Path)
+_NATIVE = (int, float, str, bool)
 _SEQUENCES = (tuple, list, set, frozenset, Sequence, AbstractSet)
 _LIMITS = {
     annotated_types.Ge: ("ge", "at least {}"),
@@ -26,6 +26,11 @@ _LIMITS = {
     annotated_types.Le: ("le", "at most {}"),
     annotated_types.Lt: ("lt", "less than {}"),
 }
+
+
+class PathText:
+    """What Typer is told that a path or an address is; with ``path_type=str`` it gives the text,
+    and shells complete files."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Spelling:
     """From what Typer gives to what the option class takes."""
     write: Callable[[Any], Any]
     """From a default of the option class to what Typer shows."""
+    is_path: bool = False
 
 
 def spelling(annotation: Any) -> Spelling:
@@ -47,7 +53,7 @@ def spelling(annotation: Any) -> Spelling:
     chosen = _spelling(inner)
     if not optional:
         return chosen
-    return Spelling(chosen.annotation | None, chosen.metavar, chosen.read, _or_none(chosen.write))
+    return replace(chosen, annotation=chosen.annotation | None, write=_or_none(chosen.write))
 
 
 def without_none(annotation: Any) -> tuple[Any, bool]:
@@ -73,6 +79,10 @@ def limits(info: FieldInfo) -> str:
 def _spelling(annotation: Any) -> Spelling:
     if annotation in _NATIVE:
         return Spelling(annotation, None, _same, _same)
+    if get_origin(annotation) is Annotated:
+        return _spelling(get_args(annotation)[0])
+    if annotation is Path:  # as text: Path would join the slashes of an address
+        return Spelling(PathText, None, _same, str, is_path=True)
     if get_origin(annotation) is Literal:
         return _choice({str(value): value for value in get_args(annotation)})
     if isinstance(annotation, type) and issubclass(annotation, Enum):

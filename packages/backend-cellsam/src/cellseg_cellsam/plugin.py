@@ -20,7 +20,8 @@ from cellseg import (
     hookimpl,
 )
 from cellseg.specs import CalibrateJob
-from cellseg.torch.sam.published import base_weights
+from cellseg.torch.sam.published import PUBLISHED
+from cellseg_cellsam.diagnosis import checks
 from cellseg_cellsam.export_options import OnnxOptions, SamOptions
 from cellseg_cellsam.options import CellSamOptions
 from cellseg_cellsam.predict_options import CellSamPredictOptions
@@ -49,7 +50,7 @@ def cellseg_trainers() -> Iterator[TrainerSpec[CellSamOptions]]:
         summary=_SUMMARY,
         options=CellSamOptions,
         train=train,
-        weights=base_weights(),
+        models=tuple(PUBLISHED.values()),
         presets=PRESETS,
         aliases=_ALIASES,
         epochs=lambda options: options.wanted_epochs,
@@ -64,6 +65,7 @@ def cellseg_predictors() -> Iterator[PredictorSpec[CellSamPredictOptions]]:
         name="cellsam",
         summary=_SUMMARY,
         options=CellSamPredictOptions,
+        checks=checks,
         load=_load,
         calibrate=_calibrate,
         link_slices=True,

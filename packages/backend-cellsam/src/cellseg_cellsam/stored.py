@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cellseg.torch.reading import built_for
 from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.weights import FILE, load_weights, save_weights
 from cellseg_cellsam.description import Description
@@ -39,10 +40,11 @@ def load_model(directory: Path) -> tuple[CellSam, Description]:
         WeightsError: a file is missing or damaged, or the two do not belong together.
     """
     description = Description.load(directory)
-    model = CellSam(
-        Architecture.of(description.architecture),
-        DetectorSizes.of(description.detector),
-        description.draws_boxes,
-    )
+    with built_for(directory / FILE):
+        model = CellSam(
+            Architecture.of(description.architecture),
+            DetectorSizes.of(description.detector),
+            description.draws_boxes,
+        )
     load_weights(model, directory / FILE)
     return model.eval(), description

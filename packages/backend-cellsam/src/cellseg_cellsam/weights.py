@@ -145,7 +145,7 @@ def _of_directory(path: Path, options: CellSamOptions, emit: Emit) -> Start:
         )
     sha256, licence = "", "as its source says"
     if (directory / BUNDLE).exists():
-        sha256 = Bundle.load(directory).weights.get(FILE, "")
+        sha256 = Bundle.load_verified(directory).weights.get(FILE, "")
     if described.licence:
         licence = described.licence
         emit(Note(f"{path.name} was trained from {licence}. What is trained from it is bound too."))

@@ -19,7 +19,8 @@ from cellseg import (
     hookimpl,
 )
 from cellseg.specs import CalibrateJob, TrackerMaker
-from cellseg.torch.sam2.sizes import base_weights
+from cellseg.torch.sam2.sizes import PUBLISHED
+from cellseg_cellsam2.diagnosis import checks
 from cellseg_cellsam2.export_options import Sam2Options
 from cellseg_cellsam2.options import CellSam2Options
 from cellseg_cellsam2.predict_options import CellSam2PredictOptions
@@ -56,7 +57,7 @@ def cellseg_trainers() -> Iterator[TrainerSpec[CellSam2Options]]:
         options=CellSam2Options,
         train=train,
         tasks=frozenset({"2d", "tracking"}),
-        weights=base_weights(),
+        models=tuple(PUBLISHED.values()),
         presets=PRESETS,
         aliases=_ALIASES,
     )
@@ -70,6 +71,7 @@ def cellseg_predictors() -> Iterator[PredictorSpec[CellSam2PredictOptions]]:
         name="cellsam2",
         summary=_SUMMARY,
         options=CellSam2PredictOptions,
+        checks=checks,
         load=_load,
         track=_track,
         calibrate=_calibrate,

@@ -13,6 +13,7 @@ from typing import Any
 import torch  # noqa: TID253
 
 from cellseg.torch.lora import merged_state
+from cellseg.torch.reading import built_for
 from cellseg.torch.sam2.model import build
 from cellseg.torch.weights import FILE, load_weights, save_tensors
 from cellseg_cellsam2.description import Description
@@ -50,6 +51,7 @@ def load(
         WeightsError: a file is missing or damaged, or the two do not belong together.
     """
     description = Description.load(folder)
-    model = CellSam2(build(description.size, side or description.side), description.size)
+    with built_for(folder / FILE):
+        model = CellSam2(build(description.size, side or description.side), description.size)
     load_weights(model, folder / FILE)
     return model.eval().to(device), description

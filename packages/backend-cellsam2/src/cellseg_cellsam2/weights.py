@@ -75,7 +75,7 @@ def _of_directory(path: Path, resolution: int) -> tuple[CellSam2, tuple[BaseWeig
     model, _ = load(directory, side=resolution)
     sha256 = ""
     if (directory / "bundle.json").exists():
-        sha256 = Bundle.load(directory).weights.get(FILE, "")
+        sha256 = Bundle.load_verified(directory).weights.get(FILE, "")
     base = BaseWeights(
         name=path.name, source=str(path), licence="as its source says", sha256=sha256
     )

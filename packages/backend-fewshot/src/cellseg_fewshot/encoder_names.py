@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, TypeAlias, get_args
+
+from cellseg.specs import PublishedModel
+from cellseg.torch.sam.published import PUBLISHED as SAM
+from cellseg.torch.sam2.sizes import PUBLISHED as SAM2
 
 EncoderName: TypeAlias = Literal[
     "filters",
@@ -26,3 +31,16 @@ micro-SAM (doi:10.1038/s41592-024-02580-4) and of PathoSAM (arXiv:2502.00408), a
 (arXiv:2408.00714)."""
 
 ENCODERS: tuple[str, ...] = get_args(EncoderName)
+
+
+def registered(name: str) -> str:
+    """What core calls published weights: ``sam_vit_h_4b8939`` are those of ``vit_h``."""
+    return name[4:9] if name.startswith("sam_") else name
+
+
+def published() -> tuple[PublishedModel, ...]:
+    """The models whose encoders these are, by the names here."""
+    models = {**SAM, **SAM2}
+    return tuple(
+        replace(models[registered(name)], name=name) for name in ENCODERS if name != "filters"
+    )

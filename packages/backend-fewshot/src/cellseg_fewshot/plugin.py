@@ -15,6 +15,8 @@ from cellseg import (
     TrainJob,
     hookimpl,
 )
+from cellseg_fewshot.diagnosis import checks
+from cellseg_fewshot.encoder_names import published
 from cellseg_fewshot.options import FewshotOptions
 from cellseg_fewshot.predict_options import FewshotPredictOptions
 
@@ -38,6 +40,7 @@ def cellseg_trainers() -> Iterator[TrainerSpec[FewshotOptions]]:
         train=train,
         tasks=_TASKS,
         examples=True,
+        models=published(),
         aliases={"training_tag": "tag"},
     )
 
@@ -50,6 +53,7 @@ def cellseg_predictors() -> Iterator[PredictorSpec[FewshotPredictOptions]]:
         name="fewshot",
         summary=_SUMMARY,
         options=FewshotPredictOptions,
+        checks=checks,
         load=_load,
         tasks=_TASKS,
         tiling=Tiling(core=(1, 1024, 1024), halo=(0, 64, 64)),

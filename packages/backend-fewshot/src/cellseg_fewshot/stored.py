@@ -21,6 +21,7 @@ from torch import Tensor  # noqa: TID253
 
 from cellseg.errors import WeightsError
 from cellseg.files import write_atomic
+from cellseg.torch.reading import read_file
 from cellseg.torch.weights import save_tensors
 from cellseg_fewshot.magnification import Blobs
 from cellseg_fewshot.memory import Memory
@@ -90,7 +91,7 @@ class Stored:
                 f"{file} has no {error}: another version of cellseg wrote it, or it is damaged.",
                 hint=_HINT,
             ) from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError, AttributeError) as error:
             raise WeightsError(f"{file} cannot be read: {error}", hint=_HINT) from error
         return cls(encoder, tensors, memory, classes, precision)
 
@@ -101,15 +102,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: it is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} is missing.", hint=_HINT) from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}", hint=_HINT) from error
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing.", hint=_HINT)
+    tensors: dict[str, Tensor] = read_file(path)
     return tensors
 
 

@@ -20,7 +20,8 @@ from cellseg import (
     hookimpl,
 )
 from cellseg.specs import CalibrateJob, Embedder
-from cellseg.torch.sam.published import base_weights
+from cellseg.torch.sam.published import PUBLISHED
+from cellseg_microsam.diagnosis import checks
 from cellseg_microsam.export_options import NativeOptions, OnnxOptions, PackageOptions
 from cellseg_microsam.options import MicrosamOptions
 from cellseg_microsam.predict_options import MicrosamPredictOptions
@@ -60,7 +61,7 @@ def cellseg_trainers() -> Iterator[TrainerSpec[MicrosamOptions]]:
         summary=_SUMMARY,
         options=MicrosamOptions,
         train=train,
-        weights=base_weights(),
+        models=tuple(PUBLISHED.values()),
         presets=PRESETS,
         aliases=_ALIASES,
     )
@@ -74,6 +75,7 @@ def cellseg_predictors() -> Iterator[PredictorSpec[MicrosamPredictOptions]]:
         name="microsam",
         summary=_SUMMARY,
         options=MicrosamPredictOptions,
+        checks=checks,
         load=_load,
         calibrate=_calibrate,
         embed=_embed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cellseg.torch.reading import built_for
 from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.weights import FILE, load_weights, save_weights
 from cellseg_microsam.description import Description
@@ -33,10 +34,11 @@ def load_model(directory: Path) -> tuple[MicroSam, Description]:
         WeightsError: a file is missing or damaged, or the two do not belong together.
     """
     description = Description.load(directory)
-    model = MicroSam(Architecture.of(description.architecture))
-    if description.peft is not None:
-        from cellseg_microsam.peft import apply_peft
+    with built_for(directory / FILE):
+        model = MicroSam(Architecture.of(description.architecture))
+        if description.peft is not None:
+            from cellseg_microsam.peft import apply_peft
 
-        apply_peft(model, **description.peft)
+            apply_peft(model, **description.peft)
     load_weights(model, directory / FILE)
     return model.eval(), description

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.bundle import Bundle
+from cellseg.download.published import fetch_weights
 from cellseg.errors import WeightsError
 from cellseg.events import Emit
 from cellseg.specs import BaseWeights
@@ -14,7 +15,6 @@ from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.sam.model_types import RANDOM
 from cellseg.torch.sam.weights import (
     base_of,
-    fetch_weights,
     fill,
     find_published,
     read_states,
@@ -100,10 +100,11 @@ def load_published(model_type: str, emit: Emit) -> Loaded:
         WeightsError: a file cannot be downloaded, or is not as its checksum says.
     """
     published = find_published(model_type)
-    path, base = fetch_weights(published.weights, published.licence, emit)
+    weights, *more = published.files
+    path, base = fetch_weights(published, weights, emit)
     decoder = decoder_base = None
-    if published.decoder is not None:
-        decoder_path, decoder_base = fetch_weights(published.decoder, published.licence, emit)
+    for file in more:
+        decoder_path, decoder_base = fetch_weights(published, file, emit)
         decoder = read_tensors(decoder_path)
     states = replace(read_states(path), decoder=decoder)
     return Loaded(
@@ -142,7 +143,7 @@ def _load_directory(path: Path) -> Loaded:
     model, described = load_model(directory)
     sha256 = ""
     if (directory / "bundle.json").exists():
-        sha256 = Bundle.load(directory).weights.get(FILE, "")
+        sha256 = Bundle.load_verified(directory).weights.get(FILE, "")
     base = BaseWeights(
         name=path.name, source=str(path), licence="as its source says", sha256=sha256
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cellseg.errors import WeightsError
 from cellseg.files import write_atomic
+from cellseg.limits import MOST_JSON, read_bytes
 
 FILE = "vista.json"
 
@@ -38,9 +39,9 @@ class Description:
         """
         file = directory / FILE
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(read_bytes(file, MOST_JSON, WeightsError))
             classes, spacing = values["classes"], tuple(map(float, values.get("spacing", ())))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise WeightsError(
                 f"{file} cannot be read: {error}", hint="Give the directory of a vista model."
             ) from error

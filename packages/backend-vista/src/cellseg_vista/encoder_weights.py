@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from cellseg.errors import ConfigError, WeightsError
+from cellseg.torch.reading import read_file
 
 if TYPE_CHECKING:
     from cellseg_vista.network import Network
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 _NESTED = ("state_dict", "model", "network", "network_weights")
 _ENCODER = re.compile(r"(?:.*\.)?image_encoder\.(encoder\.layers\.(\d+)\..*|encoder\..*)")
 _DECODER = re.compile(r"(?:.*\.)?image_encoder\.up_layers_auto\.(\d+)\.(.*)")
-_DAMAGED = (OSError, RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError)
-"""What torch raises when a file is damaged, beside its own error."""
 _FIRST = "encoder.conv_init.weight"
 
 
@@ -109,26 +107,7 @@ def load_encoder(network: Network, path: Path) -> LoadedEncoder:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint; nothing in it is executed."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            values: Any = load_file(path)
-        else:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{path} is missing.", hint="Give the file of a VISTA3D checkpoint."
-        ) from None
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is damaged, or holds more than tensors, which is not read because it could"
-            f" run code: {str(error).splitlines()[0]}",
-            hint="Save the state dict alone: torch.save(model.state_dict(), FILE).",
-        ) from error
-    except (*_DAMAGED, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
+    values = read_file(path)
     while isinstance(values, Mapping):
         inner = [values[key] for key in _NESTED if isinstance(values.get(key), Mapping)]
         if not inner:

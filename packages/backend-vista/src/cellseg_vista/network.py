@@ -14,6 +14,8 @@ from torch.nn import functional as F  # noqa: TID253
 
 from cellseg.errors import WeightsError
 from cellseg.files import write_atomic
+from cellseg.limits import MOST_JSON, read_bytes
+from cellseg.torch.reading import built_for
 from cellseg.torch.weights import FILE, load_weights, save_weights
 from cellseg_vista.encoders import build
 from cellseg_vista.levels import Architecture, Axes, notes, plan_levels, receptive_field
@@ -111,8 +113,10 @@ class Network(nn.Module):
         """
         file = directory / "network.json"
         try:
-            network = cls(Architecture.of(json.loads(file.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError) as error:
+            described = Architecture.of(json.loads(read_bytes(file, MOST_JSON, WeightsError)))
+            with built_for(directory / FILE):
+                network = cls(described)
+        except (OSError, ValueError, TypeError, RecursionError, AttributeError) as error:
             raise WeightsError(
                 f"{file} cannot be read: {error}",
                 hint="Give the directory of a vista2d or vista3d model of this version.",

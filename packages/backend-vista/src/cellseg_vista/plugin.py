@@ -20,6 +20,7 @@ from cellseg import (
     hookimpl,
 )
 from cellseg.specs import CalibrateJob
+from cellseg_vista.diagnosis import checks
 from cellseg_vista.export_options import (
     BioimageioOptions,
     OnnxOptions,
@@ -29,6 +30,7 @@ from cellseg_vista.export_options import (
 from cellseg_vista.options import Vista2dOptions, Vista3dOptions
 from cellseg_vista.predict_options import Vista2dPredictOptions, Vista3dPredictOptions
 from cellseg_vista.presets import PRESETS_2D, PRESETS_3D
+from cellseg_vista.published import VISTA3D
 
 _2D = "2D network with class, distance and embedding heads; trains from scratch"
 _3D = "3D network for volumes, nuclei to neurites: class, distance and embedding heads"
@@ -57,6 +59,7 @@ def cellseg_trainers() -> Iterator[TrainerSpec[Vista2dOptions] | TrainerSpec[Vis
         options=Vista3dOptions,
         train=train_3d,
         tasks=frozenset({"3d"}),
+        models=(VISTA3D,),
         presets=PRESETS_3D,
     )
 
@@ -71,6 +74,7 @@ def cellseg_predictors() -> Iterator[
         name="vista2d",
         summary=_2D,
         options=Vista2dPredictOptions,
+        checks=checks,
         load=_load_2d,
         calibrate=_calibrate_2d,
         # Multiples of 32, so that the coarse levels of up to 6 see all tiles alike; the halo covers
@@ -82,6 +86,7 @@ def cellseg_predictors() -> Iterator[
         name="vista3d",
         summary=_3D,
         options=Vista3dPredictOptions,
+        checks=checks,
         load=_load_3d,
         calibrate=_calibrate_3d,
         tiling=Tiling(core=(128, 128, 128), halo=(16, 16, 16)),

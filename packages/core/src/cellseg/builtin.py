@@ -60,6 +60,7 @@ def cellseg_datasets() -> Iterator[DatasetSpec[Any]]:
         options=OmeZarrOptions,
         open=_open_ome_zarr,
         recognises=recognise.is_ome_zarr,
+        remote=True,
     )
     yield DatasetSpec(
         name="plate",
@@ -67,6 +68,7 @@ def cellseg_datasets() -> Iterator[DatasetSpec[Any]]:
         options=PlateOptions,
         open=_open_plate,
         recognises=recognise.is_plate,
+        remote=True,
     )
     yield DatasetSpec(
         name="zarr",
@@ -74,6 +76,7 @@ def cellseg_datasets() -> Iterator[DatasetSpec[Any]]:
         options=ZarrOptions,
         open=_open_zarr,
         recognises=recognise.is_zarr,
+        remote=True,
     )
     yield DatasetSpec(
         name="hdf5",

@@ -7,7 +7,8 @@ place; anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 
 class CellsegError(Exception):
@@ -38,6 +39,29 @@ class DataError(CellsegError, ValueError):
     """An image, a label image, a run directory or a data set cannot be used as asked."""
 
     exit_code = 4
+
+
+class UnreadableImagesError(DataError):
+    """Some images of a data set cannot be used; it carries those that can.
+
+    Args:
+        message: tells all problems.
+        samples: those that can be used (``cellseg.data.Sample``), in the order of the reader.
+        problems: what is wrong, by the name of an image or by its path.
+        hint: what to do.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        samples: Sequence[Any],
+        problems: Mapping[str, str],
+        *,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.samples = samples
+        self.problems = problems
 
 
 class PluginError(CellsegError):
@@ -75,9 +99,21 @@ class DivergedError(CellsegError, ArithmeticError):
 
 
 class PartialError(CellsegError):
-    """The work is done, but some items failed; the message lists them."""
+    """The work is done, but some items failed; the message lists them.
+
+    Args:
+        message: lists the first of them.
+        failed: all of them, and why.
+        hint: what to do.
+    """
 
     exit_code = 9
+
+    def __init__(
+        self, message: str, failed: Mapping[str, str] | None = None, *, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.failed = dict(failed or {})
 
 
 class InterruptedRunError(CellsegError):

@@ -7,7 +7,9 @@ middle of its pixel.
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
@@ -23,6 +25,9 @@ from cellseg.outlines import Polygon, ellipse, rectangle
 if TYPE_CHECKING:
     from roifile import ImagejRoi
 
+MOST_REGIONS = 200_000
+"""In one archive."""
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError)
 _AUTOMATIC = re.compile(r"\d{3,}(-\d{3,})+(-\d+)?")
 """Names that ImageJ makes from the place of a region."""
 _ROI = re.compile(r"(?i)^(?!__MACOSX/).*\.roi$")
@@ -60,15 +65,23 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(path) as archive:
             every = archive.infolist()
             entries = [one for one in every if re.search(_ROI, one.filename)]
+            if len(entries) > MOST_REGIONS:
+                raise DataError(
+                    f"{path}: has {len(entries)} regions; at most {MOST_REGIONS} are read.",
+                    hint="Divide it: a folder may hold one file for each image.",
+                )
             _refuse_large(path, sum(one.file_size for one in entries))
             for one in entries:
                 yield one.filename[: -len(".roi")], archive.read(one)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path}: is no ZIP file, or damaged: {error}.") from None
+    except NotImplementedError as error:
+        raise DataError(f"{path}: is packed in a way that is not known: {error}.") from None
     except RuntimeError as error:  # it is encrypted
         raise DataError(f"{path}: {error}.") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (*_DAMAGED, ValueError, LookupError) as error:
+        reason = str(error) or "it is cut short"
+        raise DataError(f"{path}: is no ZIP file, or damaged: {reason}.") from None
 
 
 def _refuse_large(path: Path, size: int) -> None:

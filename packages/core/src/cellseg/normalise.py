@@ -30,7 +30,7 @@ class Statistics(BaseModel):
     scale 0: it becomes 0. An inverted channel has a negative scale.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shift: tuple[float, ...]
     """For each channel, in units of the raw pixels."""
@@ -71,7 +71,7 @@ class Normaliser(BaseModel):
     it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Method = "percentile"
     percentiles: tuple[float, float] = (1.0, 99.8)

@@ -10,6 +10,8 @@ from typing import ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cellseg.errors import ConfigError
+from cellseg.locations import is_address, is_place, refuse_address, shown, takes_addresses
+from cellseg.yaml_files import read_yaml
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -77,8 +79,14 @@ def parse(model: type[OptionsT], values: Mapping[str, object], source: str = "")
 
     Raises:
         ConfigError: an unknown option, or a value that is not allowed.
+        UsageError: an address where only a path of this computer is allowed.
     """
     refuse_unknown(values, model.model_fields, source)
+    for name, value in values.items():
+        info = model.model_fields[name]
+        if isinstance(value, str) and is_address(value) and is_place(info.annotation):
+            if not takes_addresses(info.annotation, info.metadata):
+                refuse_address(value, f"what {flag(name)} names")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -133,16 +141,9 @@ def read_config(path: Path) -> dict[str, object]:
     """The options in a YAML file: a flat mapping from option names to plain values.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is not a flat mapping.
+        ConfigError: the file is missing, is not YAML (see ``read_yaml``), or is not a flat mapping.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -155,6 +156,8 @@ def _describe(error: ValidationError, source: str) -> str:
     for item in error.errors():
         message = item["msg"].removeprefix("Value error, ")
         where = flag(str(item["loc"][0])) + ": " if item["loc"] else ""
-        got = f" (got {item['input']!r})" if item["loc"] else ""
+        value = item["input"]
+        value = shown(value) if isinstance(value, str) else value
+        got = f" (got {value!r})" if item["loc"] else ""
         lines.append(f"{where}{message}{got}")
     return (f"{source}: " if source else "") + "; ".join(lines)

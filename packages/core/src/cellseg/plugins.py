@@ -80,7 +80,7 @@ class Plugins:
         elif close:
             hint = f"Did you mean {close[0]!r}?"
         else:
-            hint = f"If a package provides it: uv pip install cellseg-{name}"
+            hint = f"If a package that you trust provides it: uv pip install cellseg-{name}"
         listed = ", ".join(sorted(cards)) or "none"
         raise UnknownPluginError(f"No {kind.noun} called {name!r}. Installed: {listed}.", hint=hint)
 

@@ -24,6 +24,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".geojson")
 Place: TypeAlias = tuple[float | None, float, float]
 """``(z, y, x)``; z None where the file gives none."""
 
+_MOST_COLUMNS = 100
 _POINT = ("z", "y", "x")
 _BOX = ("z0", "y0", "x0", "z1", "y1", "x1")
 _ABOUT = ("image", "frame", "object", "label")
@@ -122,6 +123,8 @@ def _of_table(text: str, path: Path, examples: bool) -> Iterator[Mark]:
 
 def _axes(columns: Sequence[str], path: Path, more: Sequence[str]) -> list[str]:
     """The columns of napari's axes, in order; none in another table."""
+    if len(columns) > _MOST_COLUMNS:
+        raise DataError(f"{path}: has {len(columns)} columns; at most {_MOST_COLUMNS} are read.")
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         raise DataError(f"{path}: has the column {twice[0]!r} twice.")
@@ -133,7 +136,7 @@ def _axes(columns: Sequence[str], path: Path, more: Sequence[str]) -> list[str]:
         if name not in known:
             close = get_close_matches(name, known, n=1)
             raise DataError(
-                f"{path}: has an unknown column {name!r}.",
+                f"{path}: has an unknown column {name[:80]!r}.",
                 hint=f"Did you mean {close[0]!r}?"
                 if close
                 else f"Known: {', '.join(name for name in known if name)}. Leave out the others.",
@@ -318,7 +321,7 @@ def is_positive(text: str, where: str) -> bool:
     label = text.lower().removesuffix(".0")
     if label not in ("", *_POSITIVE, *_NEGATIVE):
         raise DataError(
-            f"{where}: the label is {text!r}.",
+            f"{where}: the label is {text[:80]!r}.",
             hint="1 or positive for a point on the object, 0 or negative for one beside it.",
         )
     return label not in _NEGATIVE

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from cellseg import events as event_types
 from cellseg.errors import DataError
 from cellseg.events import Event, Resumed
 from cellseg.files import remove, storage_errors, write_atomic
+from cellseg.locations import Location
+from cellseg.locks import LOCK
 from cellseg.splits import Splits
 
 FILE = "run.json"
+_BLOCK = 1 << 16
 
 
 class Request(BaseModel):
@@ -38,7 +42,7 @@ class Request(BaseModel):
     backend: str
     backend_version: str = ""
     cellseg_version: str = ""
-    data: Path
+    data: Location
     settings: dict[str, Any]
     """Core's own options."""
     reader: str
@@ -92,15 +96,23 @@ class RunDir:
         """The events, one JSON object a line."""
         return self.path / "events.jsonl"
 
+    @property
+    def lock(self) -> Path:
+        """What is there while a process trains here; its content says which."""
+        return self.path / LOCK
+
     @classmethod
     def check_free(cls, path: Path) -> None:
-        """Refuse a directory that already holds a run, or anything else."""
+        """Refuse a directory that already holds a run, or anything else.
+
+        What a process left that was killed before its run began is nothing.
+        """
         if (path / FILE).exists():
             raise DataError(
                 f"{path} already holds a run.",
                 hint=f"Continue it: cellseg resume {path}; or choose another --output.",
             )
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not _is_scrap(path)):
             raise DataError(f"{path} exists and is not empty.", hint="Choose another --output.")
 
     @classmethod
@@ -116,14 +128,16 @@ class RunDir:
         cls.check_free(path)
         run, existed = cls(path), path.exists()
         try:
+            for scrap in _without_lock(path) if existed else ():
+                remove(scrap)
             with storage_errors(path):
                 for directory in (run.checkpoint, run.model, run.previews):
                     directory.mkdir(parents=True, exist_ok=True)
             write_atomic(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
             splits.save(run.splits)
-            write_atomic(path / FILE, request.model_dump_json(indent=2) + "\n")
+            write_atomic(path / FILE, request.model_dump_json(indent=2) + "\n", durable=True)
         except BaseException:
-            made = list(path.iterdir()) if existed else [path] if path.exists() else []
+            made = _without_lock(path) if existed else [path] if path.exists() else []
             for left in made:
                 remove(left)
             raise
@@ -150,11 +164,16 @@ class RunDir:
         """Append one event to the run's history."""
         line = {"at": datetime.now(UTC).isoformat(), "event": type(event).__name__}
         text = json.dumps(line | _plain(asdict(event))) + "\n"
-        with storage_errors(self.log), self.log.open("ab+") as file:
-            # A kill in mid-line must not glue the next event to the half one.
-            if file.tell() and not _ends_with_newline(file):
-                text = "\n" + text
-            file.write(text.encode())
+        with storage_errors(self.log), self.log.open("ab+", buffering=0) as file:
+            end = _whole_lines(file)
+            file.truncate(end)  # what a kill in mid-line left
+            try:
+                left = text.encode()
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(end)
+                raise
 
     def events(self) -> list[Event]:
         """What happened and lasted: steps that a resume did again are given once."""
@@ -172,6 +191,27 @@ class RunDir:
         return kept
 
 
+def _without_lock(path: Path) -> list[Path]:
+    return [entry for entry in path.iterdir() if entry.name != LOCK]
+
+
+def _is_scrap(path: Path) -> bool:
+    """Whether a directory holds nothing, or what ``RunDir.create`` did before it was killed.
+
+    The lock tells it from files of the user, of any name: a process makes that in a folder that is
+    empty, and removes it as it ends.
+    """
+    left = _without_lock(path)
+    run = RunDir(path)
+    folders = (run.checkpoint, run.model, run.previews)
+    ours = {*folders, run.config, run.splits}
+    return not left or (
+        (path / LOCK).exists()
+        and all(entry in ours or entry.name.startswith(".part-") for entry in left)
+        and not any(any(folder.iterdir()) for folder in folders if folder.is_dir())
+    )
+
+
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Metrics may be numpy or torch scalars; JSON wants floats."""
     if "metrics" in values:
@@ -179,9 +219,17 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _ends_with_newline(file: Any) -> bool:
-    file.seek(-1, 2)
-    return bool(file.read(1) == b"\n")
+def _whole_lines(file: FileIO) -> int:
+    """Where the last line ends that is whole."""
+    end = file.seek(0, 2)
+    while end:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 def _parse(line: str) -> Event | None:

@@ -204,6 +204,8 @@ class DatasetSpec(Spec[OptionsT]):
     has labels or the function raises a ``DataError``; without, labels are not looked for."""
     recognises: Callable[[Path], bool]
     """Whether ``path`` looks like one of these; must be quick, and touch no pixels."""
+    remote: bool = False
+    """Whether paths may be addresses (``cellseg.locations``); other readers never see one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +220,8 @@ class TrainerSpec(Spec[OptionsT]):
     examples: bool = False
     """Whether it learns from a few examples (``TrainJob.examples``) instead of labelled images, in
     one go; then ``cellseg predict --examples`` does both."""
-    weights: tuple[BaseWeights, ...] = ()
-    """Published weights that it can start from."""
+    models: tuple[PublishedModel, ...] = ()
+    """Published models that it can start from; ``cellseg models`` gets and checks them."""
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Named sets of options of core, of a reader and of this trainer, as a config file holds them:
     ``cellseg train --preset NAME``."""
@@ -253,6 +255,9 @@ class PredictorSpec(Spec[OptionsT]):
     the user says otherwise. Still images always go through ``load``."""
     embed: Callable[[PredictJob[OptionsT]], Embedder] | None = None
     """Loads what describes each place of a tile by a vector, for ``cellseg embed``."""
+    models: tuple[PublishedModel, ...] = ()
+    """Published models that it can predict with; those of the trainer of its name need not be
+    listed again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -25,8 +25,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cellseg.data import Sample, Segmentation, Tile
-from cellseg.errors import InterruptedRunError, UnknownPluginError
-from cellseg.events import Checkpointed, Event, Progress
+from cellseg.diagnosis_testing import DiagnosisTests
+from cellseg.errors import UnknownPluginError
 from cellseg.examples import examples_of_labels
 from cellseg.plugins import Plugins
 from cellseg.specs import PredictJob, Predictor, PredictorSpec, Spec, Trained, TrainerSpec, TrainJob
@@ -35,12 +35,14 @@ from cellseg.synthetic_movies import make_movie as make_movie
 from cellseg.synthetic_movies import write_ctc as write_ctc
 from cellseg.tracker_testing import TrackerTests
 from cellseg.tracker_testing import moving_blobs as moving_blobs
+from cellseg.trainer_testing import Once, TrainerTests, made
+from cellseg.trust_testing import TrustTests
 
 S = TypeVar("S", bound=Spec[Any])
 HEAVY = ("numpy", "torch", "tensorflow", "jax", "lightning", "monai", "zarr", "ngio", "dask")
 
 
-class BackendTests(TrackerTests):
+class BackendTests(TrainerTests, TrackerTests, DiagnosisTests, TrustTests):
     """What it means to be a cellseg backend."""
 
     backend: ClassVar[str]
@@ -64,11 +66,33 @@ class BackendTests(TrackerTests):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def fitted(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+    def fitted(
+        cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[Path, Trained]:
         """A model trained once for all the tests that predict."""
         trainer = _get_or_skip(TrainerSpec, cls.backend)
+        epochs = 1 if trainer.examples else cls.epochs
+        if epochs in (1, 2):
+            done: Once = request.getfixturevalue({1: "once", 2: "twice"}[epochs])
+            return done.job.model, done.trained
         job = cls._job(trainer, tmp_path_factory.mktemp("fitted"), cls.epochs)
         return job.model, trainer.train(job, lambda event: None)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def once(cls, tmp_path_factory: pytest.TempPathFactory) -> Once:
+        """One epoch, for all the tests that train."""
+        trainer = _get_or_skip(TrainerSpec, cls.backend)
+        return Once.of(trainer, cls._job(trainer, tmp_path_factory.mktemp("once"), 1))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def twice(cls, tmp_path_factory: pytest.TempPathFactory) -> Once:
+        """Two epochs in one go."""
+        trainer = _get_or_skip(TrainerSpec, cls.backend)
+        if trainer.examples:
+            pytest.skip(f"{cls.backend} learns in one go; there is no second epoch")
+        return Once.of(trainer, cls._job(trainer, tmp_path_factory.mktemp("twice"), 2))
 
     @pytest.fixture
     def trainer(self) -> TrainerSpec[Any]:
@@ -93,17 +117,7 @@ class BackendTests(TrackerTests):
 
     def test_the_plugin_imports_nothing_heavy(self) -> None:
         """Listing backends and asking for help must be quick."""
-        code = (
-            "import sys\nfrom cellseg.plugins import Plugins\n"
-            "from cellseg.errors import UnknownPluginError\n"
-            "from cellseg.specs import TrainerSpec, PredictorSpec\n"
-            "for kind in (TrainerSpec, PredictorSpec):\n"
-            f"    try: Plugins().get(kind, {self.backend!r})\n"
-            "    except UnknownPluginError: pass\n"
-            f"sys.exit(', '.join(m for m in {HEAVY!r} if m in sys.modules) or None)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, f"importing the plugin also imports: {done.stderr}"
+        assert not (also := _heavy_imports(self.backend)), f"the plugin also imports: {also}"
 
     @pytest.mark.parametrize("kind", [TrainerSpec, PredictorSpec])
     def test_options_are_flat_documented_and_optional(self, kind: type[Spec[Any]]) -> None:
@@ -136,69 +150,6 @@ class BackendTests(TrackerTests):
             reader = options_of_reader(Plugins(), str(values.get("reader", "auto")))
             for model in (TrainSettings, reader, trainer.options):
                 parse(model, {n: v for n, v in values.items() if n in model.model_fields}, name)
-
-    # Training
-
-    def test_training_reports_and_leaves_a_model(
-        self, trainer: TrainerSpec[Any], tmp_path: Path
-    ) -> None:
-        """Steps grow from 1, a checkpoint is reported, and the model is there."""
-        job, events = self._job(trainer, tmp_path, 1), list[Event]()
-        assert isinstance(trainer.train(job, events.append), Trained)
-        steps = [event.step for event in events if isinstance(event, Progress)]
-        assert steps == list(range(1, len(steps) + 1)) and steps, "steps count from 1, one by one"
-        assert any(isinstance(event, Checkpointed) for event in events)
-        assert any(job.model.iterdir()), "training must leave a model"
-
-    def test_training_changes_what_it_declares(
-        self, trainer: TrainerSpec[Any], tmp_path: Path
-    ) -> None:
-        """All the tensors in ``Trained.trainable`` change, and no other."""
-        before, after = self._job(trainer, tmp_path / "0", 0), self._job(trainer, tmp_path / "1", 1)
-        trainer.train(before, lambda event: None)
-        declared = trainer.train(after, lambda event: None).trainable
-        if not list(after.model.glob("*.safetensors")):
-            pytest.skip("this model has no safetensors")
-        old, new = _tensors(before.model), _tensors(after.model)
-        assert old.keys() == new.keys(), "training must not add or drop tensors"
-        changed = {name for name in old if not np.array_equal(old[name], new[name])}
-        assert changed == set(declared)
-
-    def test_resume_equals_one_go(self, trainer: TrainerSpec[Any], tmp_path: Path) -> None:
-        """One epoch, and one more after a resume, equal two epochs bit for bit."""
-        if trainer.examples:
-            pytest.skip(f"{self.backend} learns in one go; there is no second epoch")
-        whole, parts = self._job(trainer, tmp_path / "a", 2), self._job(trainer, tmp_path / "b", 2)
-        trainer.train(whole, lambda event: None)
-        first, second = list[Event](), list[Event]()
-        trainer.train(replace(parts, epochs=1, model=_made(tmp_path / "c")), first.append)
-        trainer.train(parts, second.append)
-        last = max(event.step for event in first if isinstance(event, Progress))
-        assert min(event.step for event in second if isinstance(event, Progress)) == last + 1
-        assert _bytes(parts.model) == _bytes(whole.model)
-
-    def test_interrupt_saves_the_state(self, trainer: TrainerSpec[Any], tmp_path: Path) -> None:
-        """A training stopped after its first step resumes to the same model."""
-        whole, parts = self._job(trainer, tmp_path / "a", 1), self._job(trainer, tmp_path / "b", 1)
-        trainer.train(whole, lambda event: None)
-        with pytest.raises(InterruptedRunError):
-            trainer.train(replace(parts, interrupted=lambda: True), lambda event: None)
-        assert any(parts.checkpoint.iterdir()), "an interrupt must leave a checkpoint"
-        trainer.train(parts, lambda event: None)
-        assert _bytes(parts.model) == _bytes(whole.model)
-
-    def test_images_without_objects_can_be_trained_with(
-        self, trainer: TrainerSpec[Any], tmp_path: Path
-    ) -> None:
-        """An empty image among the others, and empty validation, are no error."""
-        if trainer.examples:
-            pytest.skip(f"{self.backend} gets only images in which examples lie")
-        job = self._job(trainer, tmp_path, 1)
-        empty = [blobs(9, self.shape, 0)]
-        if "tracking" in trainer.tasks:
-            empty = moving_blobs(9, self.shape, 4, 0)
-        trainer.train(replace(job, train=[*job.train, *empty], val=empty), lambda event: None)
-        assert any(job.model.iterdir())
 
     # Prediction
 
@@ -338,9 +289,9 @@ class BackendTests(TrackerTests):
             epochs=min(epochs, 1) if trainer.examples else epochs,
             seed=0,
             device=cls.device,
-            checkpoint=_made(path / "checkpoint"),
-            model=_made(path / "model"),
-            previews=_made(path / "previews"),
+            checkpoint=made(path / "checkpoint"),
+            model=made(path / "model"),
+            previews=made(path / "previews"),
         )
 
     def _load(self, fitted: tuple[Path, Trained], probabilities: bool = False) -> Predictor:
@@ -360,16 +311,27 @@ class BackendTests(TrackerTests):
         return self._load(fitted)([_tile(sample)])[0]
 
 
+@cache
+def _heavy_imports(backend: str) -> str:
+    """What a new process imports with a plugin; asked once, however many classes test it."""
+    code = (
+        "import sys\nfrom cellseg.plugins import Plugins\n"
+        "from cellseg.errors import UnknownPluginError\n"
+        "from cellseg.specs import TrainerSpec, PredictorSpec\n"
+        "for kind in (TrainerSpec, PredictorSpec):\n"
+        f"    try: Plugins().get(kind, {backend!r})\n"
+        "    except UnknownPluginError: pass\n"
+        f"sys.exit(', '.join(m for m in {HEAVY!r} if m in sys.modules) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.stderr.strip() if done.returncode else ""
+
+
 def _get_or_skip(kind: type[S], name: str) -> S:
     try:
         return Plugins().get(kind, name)
     except UnknownPluginError:
         pytest.skip(f"{name} offers no {kind.noun}")
-
-
-def _made(path: Path) -> Path:
-    path.mkdir(parents=True)
-    return path
 
 
 def _tile(sample: Sample) -> Tile:
@@ -381,18 +343,3 @@ def _overlap(found: NDArray[np.bool_], sample: Sample) -> float:
     assert sample.labels is not None
     truth = sample.labels[:, :, :] > 0
     return float((found & truth).sum() / max((found | truth).sum(), 1))
-
-
-def _tensors(model: Path) -> dict[str, Any]:
-    from safetensors.numpy import load_file
-
-    files: Sequence[Path] = sorted(model.glob("*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
-
-
-def _bytes(model: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(model).as_posix(): file.read_bytes()
-        for file in sorted(model.rglob("*"))
-        if file.is_file()
-    }

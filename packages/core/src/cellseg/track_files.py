@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from cellseg.errors import DataError
+from cellseg.limits import MOST_TABLE, read_bytes
 from cellseg.tracks import Lineage, Track
 
 TABLE = "_tracks.csv"
@@ -41,7 +42,10 @@ def read_tracks_csv(path: Path) -> Lineage:
     Raises:
         DataError: it is missing, or no such table, or an id is there twice.
     """
-    rows = list(csv.reader(_text(path).splitlines()))
+    try:
+        rows = list(csv.reader(_text(path).splitlines()))
+    except csv.Error as error:
+        raise DataError(f"{path}: is no table of tracks: {error}.") from None
     if not rows or tuple(rows[0]) != COLUMNS:
         raise DataError(
             f"{path}: is no table of tracks.", hint=f"Its first line must be {','.join(COLUMNS)}."
@@ -63,7 +67,7 @@ def csv_table(lineage: Lineage) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, MOST_TABLE).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path}: there is no such file.", hint="Labels of tracks need their table."
@@ -79,7 +83,7 @@ def _track(path: Path, number: int, fields: list[str]) -> Track:
         values = []
     if len(values) != len(COLUMNS) or values[0] < 1 or min(values) < 0:
         raise DataError(
-            f"{path}: line {number} is no track: {' '.join(fields)!r}.",
+            f"{path}: line {number} is no track: {' '.join(fields)[:80]!r}.",
             hint="Each line has four whole numbers: id (from 1), first frame, last frame (from 0), "
             "and the id of the parent or 0.",
         )

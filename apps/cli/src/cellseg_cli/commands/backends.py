@@ -9,9 +9,8 @@ import typer
 from cellseg.errors import UsageError
 from cellseg.options import Options, flag
 from cellseg.plugins import Plugins
-from cellseg.specs import BaseWeights
-from cellseg.workflows.doctor import InstalledBackend, installed_backend, installed_backends
 from cellseg.workflows.init import entry
+from cellseg.workflows.installed import InstalledBackend, installed_backend, installed_backends
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console, columns
 from cellseg_cli.flags import Command, help_text, in_order, with_flags
@@ -97,8 +96,12 @@ def _page(backend: InstalledBackend) -> Iterator[str]:
     yield f"Trains:   {'yes' if backend.trainer else 'no'}"
     yield f"Predicts: {'yes' if backend.predictor else 'no'}"
     yield f"Exports:  {', '.join(card.name for card in backend.exporters) or 'none'}"
-    yield "Weights:  " + ("" if backend.weights else "trains from random weights; none published")
-    yield from (f"  {_weights_line(weights)}" for weights in backend.weights)
+    yield "Models:   " + (
+        "published ones, see cellseg models list"
+        if backend.models
+        else "trains from random weights; none published"
+    )
+    yield from (f"  {model.name}: licence {model.licence}" for model in backend.models)
     presets = _presets(backend)
     if presets:
         yield ""
@@ -122,9 +125,9 @@ def _page(backend: InstalledBackend) -> Iterator[str]:
 def _in_full(backend: InstalledBackend) -> dict[str, object]:
     return {
         **backend.to_dict(),
-        "weights": [
-            {"name": w.name, "source": w.source, "licence": w.licence, "sha256": w.sha256}
-            for w in backend.weights
+        "models": [
+            {"name": m.name, "licence": m.licence, "source": [file.url for file in m.files]}
+            for m in backend.models
         ],
         "presets": {n: dict(p) for n, p in backend.trainer.presets.items()}
         if backend.trainer
@@ -166,7 +169,3 @@ def _as_json(model: type[Options]) -> list[dict[str, object]]:
 def _shown(info: Any) -> str:
     value = spelling(info.annotation).write(info.get_default(call_default_factory=True))
     return "-" if value is None or value == "" else str(value)
-
-
-def _weights_line(weights: BaseWeights) -> str:
-    return f"{weights.name}: licence {weights.licence}; from {weights.source}"

@@ -9,6 +9,7 @@ import typer
 from cellseg.bundle import FILE as BUNDLE_FILE
 from cellseg.bundle import Bundle
 from cellseg.errors import UsageError
+from cellseg.locations import Location, refuse_address
 from cellseg.options import NoOptions
 from cellseg.specs import PredictorSpec
 from cellseg.workflows.calibrate_settings import CalibrateSettings
@@ -17,7 +18,7 @@ from cellseg_cli.console import Console
 from cellseg_cli.flags import Command, Given, Group, value_flags
 from cellseg_cli.lookup import ConfigFile, Line
 
-_SWITCHES = ("--json", "--quiet", "--verbose", "--help")
+_SWITCHES = ("--json", "--quiet", "--verbose", "--offline", "--help")
 
 
 def calibrate(arguments: Arguments) -> Command:
@@ -35,13 +36,13 @@ def calibrate(arguments: Arguments) -> Command:
         console: Console,
         given: Given,
         first: Annotated[
-            Path,
+            Location,
             typer.Argument(
                 metavar="RUN", help="Run or model; with --backend, DATA.", show_default=False
             ),
         ],
         second: Annotated[
-            Path | None,
+            Location | None,
             typer.Argument(
                 metavar="DATA",
                 help="Images with labels. If not given, those that the run validated on.",
@@ -76,7 +77,7 @@ def calibrate(arguments: Arguments) -> Command:
             )
         console.result(found.to_dict(), found.lines())
 
-    return Command(run, groups, line.file, line.configured)
+    return Command(run, groups, line.file, line.configured, downloads=True)
 
 
 def _model(line: Line) -> str | None:
@@ -101,6 +102,7 @@ def _options_of_backend(line: Line, model: str | None) -> Group:
     """The options of the predictor that ``--backend`` names, or else of the model's."""
     name, stored = line.chosen("backend"), {}
     if model is not None and not (line.arguments.only_shown and not Path(model).exists()):
+        refuse_address(model, "a run or model")
         _, bundle = Bundle.find(Path(model))
         name, stored = bundle.backend, bundle.predict
     if name is None:

@@ -65,7 +65,7 @@ def cross_validate(arguments: Arguments) -> Command:
         console.result(found.to_dict(), found.lines())
 
     extra = ("backend", "preset", *(name for name in IDLE if name != "folds"))
-    return Command(run, groups, line.file, line.configured, extra, chosen)
+    return Command(run, groups, line.file, line.configured, extra, chosen, downloads=True)
 
 
 def _of_training(given: Mapping[str, object]) -> dict[str, object]:

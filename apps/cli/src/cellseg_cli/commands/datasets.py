@@ -1,6 +1,7 @@
 """``cellseg data``: public data sets, listed and downloaded."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,8 @@ def data(arguments: Arguments) -> typer.Typer:
             str,
             typer.Option(
                 "--mirror",
-                help="An address or a folder with files of the same names, to get them from.",
+                help="An address or a folder with files of the same names, to get them from; by "
+                "default what CELLSEG_MIRROR says.",
                 show_default=False,
             ),
         ] = "",
@@ -63,10 +65,10 @@ def data(arguments: Arguments) -> typer.Typer:
 
         A download that was cut goes on where it stopped. Files are checked by their checksums.
         """
-        from cellseg.download import Settings
+        from cellseg.download import environment
         from cellseg.workflows.get_data import get_data
 
-        wanted = Settings(mirror=mirror, force=force, insecure=insecure)
+        wanted = replace(environment(mirror=mirror, force=force), insecure=insecure)
         with console.following("Downloading", "megabyte") as emit:
             got = get_data(name, output, parts=tuple(part or ()), settings=wanted, emit=emit)
         console.result(got.to_dict(), got.lines())
@@ -76,7 +78,7 @@ def data(arguments: Arguments) -> typer.Typer:
         found = list(CATALOGUE.values())
         console.result([_as_json(one) for one in found], _table(found))
 
-    app.command(cls=CommandPage)(with_flags(Command(get)))
+    app.command(cls=CommandPage)(with_flags(Command(get, downloads=True)))
     app.command("list", cls=CommandPage)(with_flags(Command(listing)))
     return app
 

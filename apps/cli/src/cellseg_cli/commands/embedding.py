@@ -1,11 +1,11 @@
 """``cellseg embed``."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cellseg.locations import Location
 from cellseg.workflows.embed_settings import EmbedSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.commands.predicting import options_of_backend
@@ -33,7 +33,7 @@ def embed(arguments: Arguments) -> Command:
         console: Console,
         given: Given,
         where: Annotated[  # a reader has an option called images
-            Path,
+            Location,
             typer.Argument(metavar="IMAGES", help="File, folder or container."),
         ],
         config: ConfigFile = None,
@@ -58,7 +58,7 @@ def embed(arguments: Arguments) -> Command:
             )
         console.result(summary.to_dict(), [*summary.lines(), f"Written to {settings.output}"])
 
-    return Command(run, groups, line.file, line.configured)
+    return Command(run, groups, line.file, line.configured, downloads=True)
 
 
 def _of_reader(given: Given, reader: Group) -> dict[str, object]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cellseg.locations import Location, refuse_address
 from cellseg.specs import PredictorSpec
 from cellseg.workflows.example_settings import learner_of
 from cellseg.workflows.predict_settings import PredictSettings
@@ -36,7 +37,7 @@ def predict(arguments: Arguments) -> Command:
         console: Console,
         given: Given,
         where: Annotated[  # a reader has an option called images
-            Path,
+            Location,
             typer.Argument(metavar="IMAGES", help="File, folder or container."),
         ],
         config: ConfigFile = None,
@@ -69,7 +70,7 @@ def predict(arguments: Arguments) -> Command:
             lines.append(f"Written to {settings.output}")
         console.result(summary.to_dict(), lines)
 
-    return Command(run, groups, line.file, line.configured)
+    return Command(run, groups, line.file, line.configured, downloads=True)
 
 
 def options_of_backend(line: Line) -> Group | None:
@@ -79,6 +80,7 @@ def options_of_backend(line: Line) -> Group | None:
     if model is not None:
         from cellseg.bundle import Bundle
 
+        refuse_address(model, "a model")
         _, bundle = Bundle.find(Path(model))
         name, calibrated = name or bundle.backend, bundle.predict
     if name is None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cellseg.errors import DataError, PartialError, UsageError
+from cellseg.locations import Location
 from cellseg.plugins import Plugins
 from cellseg.workflows.evaluate_settings import EvaluateSettings
 from cellseg_cli.arguments import Arguments
@@ -22,7 +23,7 @@ def evaluate(arguments: Arguments) -> Command:
         console: Console,
         given: Given,
         prediction: Annotated[
-            Path,
+            Location,
             typer.Argument(
                 metavar="PREDICTION",
                 help="Predicted labels: a file or a folder.",
@@ -30,7 +31,7 @@ def evaluate(arguments: Arguments) -> Command:
             ),
         ],
         truth: Annotated[
-            Path,
+            Location,
             typer.Argument(
                 metavar="TRUTH", help="True labels of the same names.", show_default=False
             ),
@@ -42,7 +43,7 @@ def evaluate(arguments: Arguments) -> Command:
             Path | None, typer.Option(help="Also write this HTML page, the worst images first.")
         ] = None,
         images: Annotated[
-            Path | None,
+            Location | None,
             typer.Option(
                 help="The images, to draw contours on, for --report. If not given, those in "
                 "TRUTH/images; if there are none, contours are drawn on black."

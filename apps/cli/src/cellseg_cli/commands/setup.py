@@ -116,12 +116,33 @@ def new_backend(arguments: Arguments) -> Command:
 def doctor(arguments: Arguments) -> Command:
     """The command."""
 
-    def run(console: Console) -> None:
-        """Check this computer and what is installed on it."""
+    def run(
+        console: Console,
+        backend: Annotated[
+            str | None,
+            typer.Option(
+                "--backend",
+                metavar="NAME",
+                help="The only backend to look at, besides the computer; by default all.",
+                autocompletion=lambda: Plugins().names(),
+            ),
+        ] = None,
+        output: Annotated[
+            Path | None,
+            typer.Option(
+                "--output", "-o", help="Where you are about to write; it need not exist yet."
+            ),
+        ] = None,
+    ) -> None:
+        """Check this computer and what is installed on it.
+
+        Downloads nothing, and leaves nothing behind. The exit code is 5 where something is a
+        PROBLEM, and 0 where there are warnings at most.
+        """
         from cellseg.errors import PluginError
         from cellseg.workflows.doctor import diagnose
 
-        found = diagnose()
+        found = diagnose(output=output, backend=backend)
         console.result(found.to_dict(), found.lines())
         if not found.ok:
             raise typer.Exit(PluginError.exit_code)

@@ -1,10 +1,10 @@
 """``cellseg track``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cellseg.locations import Location
 from cellseg.workflows.track_settings import TrackSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console
@@ -21,7 +21,7 @@ def track(arguments: Arguments) -> Command:
         console: Console,
         given: Given,
         labels: Annotated[
-            Path,
+            Location,
             typer.Argument(
                 metavar="LABELS",
                 help="Label images of a movie: a stack, a container, or a folder of frames.",

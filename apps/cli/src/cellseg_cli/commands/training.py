@@ -55,7 +55,9 @@ def train(arguments: Arguments) -> Command:
             )
         _show(console, finished)
 
-    return Command(run, groups, line.file, line.configured, ("backend", "preset"), chosen)
+    return Command(
+        run, groups, line.file, line.configured, ("backend", "preset"), chosen, downloads=True
+    )
 
 
 def resume(arguments: Arguments) -> Command:
@@ -95,7 +97,7 @@ def resume(arguments: Arguments) -> Command:
             )
         _show(console, finished)
 
-    return Command(run)
+    return Command(run, downloads=True)
 
 
 def _resume_search(console: Console, run: Path, epochs: int | None, device: str | None) -> None:

@@ -87,7 +87,9 @@ def tune(arguments: Arguments) -> Command:
             )
         show(console, found, output)
 
-    return Command(run, groups, line.file, line.configured, ("backend", "preset"), chosen)
+    return Command(
+        run, groups, line.file, line.configured, ("backend", "preset"), chosen, downloads=True
+    )
 
 
 def show(console: Console, found: "Tuned", output: Path) -> None:

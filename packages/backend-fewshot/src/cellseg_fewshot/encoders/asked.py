@@ -12,7 +12,7 @@ import torch  # noqa: TID253
 from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
 
-from cellseg.errors import DataError, DeviceError
+from cellseg.errors import DataError, DeviceError, WeightsError
 from cellseg.specs import BaseWeights
 from cellseg.torch.frames import Frame
 from cellseg.torch.mask_generation import Decode, propose_masks
@@ -51,7 +51,13 @@ def arithmetic(settings: EncoderSettings, device: torch.device) -> torch.dtype:
 
     Raises:
         DeviceError: the device cannot compute in it.
+        WeightsError: there is no such arithmetic, as a model may say.
     """
+    if settings.precision not in _PRECISIONS:
+        raise WeightsError(
+            f"The model's precision {settings.precision!r} is not known.",
+            hint="Update cellseg, or train again.",
+        )
     if settings.precision == "fp16" and device.type == "cpu":
         raise DeviceError(
             "--precision fp16: a CPU does not compute in it.",

@@ -16,9 +16,11 @@ from cellseg.events import Emit
 from cellseg.specs import BaseWeights
 from cellseg.torch.frames import Frame
 from cellseg.torch.mask_generation import Decode
+from cellseg.torch.reading import built_within
 from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.sam.model import SegmentAnything
 from cellseg.torch.sam.weights import load_checkpoint, load_published
+from cellseg_fewshot.encoder_names import registered
 from cellseg_fewshot.encoders import EncoderSettings
 from cellseg_fewshot.encoders.asked import AskedEncoder, Asking, arithmetic
 
@@ -90,7 +92,7 @@ class SamEncoder(AskedEncoder):
         name = name or settings.name
         assert name is not None
         dtype = arithmetic(settings, device)
-        loaded = load_published(_registered(name), emit)
+        loaded = load_published(registered(name), emit)
         return cls(
             loaded.model,
             name=name,
@@ -113,7 +115,7 @@ class SamEncoder(AskedEncoder):
         dtype = arithmetic(settings, device)
         loaded = load_checkpoint(path)
         named = settings.name
-        if named is not None and _registered(named)[:5] != loaded.name:
+        if named is not None and registered(named)[:5] != loaded.name:
             raise ConfigError(
                 f"--checkpoint {path}: holds a {loaded.name}, not --encoder {named}.",
                 hint="Leave out --encoder: the file says what it holds.",
@@ -155,7 +157,9 @@ class SamEncoder(AskedEncoder):
             return encoder
         dtype = arithmetic(settings, device)
         try:
-            model = SegmentAnything(Architecture.of(description["architecture"]))
+            held = sum(tensor.nbytes for tensor in state.values())
+            with built_within("The model's encoder", held):
+                model = SegmentAnything(Architecture.of(description["architecture"]))
             model.load_state_dict(dict(state))
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[-1].strip()
@@ -219,11 +223,6 @@ class SamEncoder(AskedEncoder):
             labels=torch.ones(len(points), 1, device=points.device),
             multimask=True,
         )
-
-
-def _registered(name: str) -> str:
-    """What core calls published weights: ``sam_vit_h_4b8939`` are those of ``vit_h``."""
-    return name[4:9] if name.startswith("sam_") else name
 
 
 def _thresholds(name: str | None) -> tuple[float, float]:

@@ -25,7 +25,55 @@ class Remote:
     """In bytes, where it is known."""
     checksum: str = ""
     """``sha256:``, ``md5:`` or ``xxh128:`` (which needs the package xxhash) and the sum in
-    hexadecimal digits; empty where nobody published one."""
+    hexadecimal digits; ``md5-prefix:`` and ``sha256-prefix:`` and its first digits, such as
+    publishers put into names. Several, which all must be right, are separated by spaces; empty
+    where nobody published one."""
+
+    @property
+    def checksums(self) -> tuple[Checksum, ...]:
+        """Those of ``checksum``."""
+        return tuple(Checksum.of(text) for text in self.checksum.split())
+
+    @property
+    def proven(self) -> bool:
+        """Whether a whole checksum is known; a few digits find damage, but prove nothing."""
+        return any(not each.prefix for each in self.checksums)
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """One checksum of a file."""
+
+    kind: str
+    """``sha256``, ``md5`` or ``xxh128``."""
+    digits: str
+    prefix: bool = False
+    """Whether only the first digits are known."""
+
+    @classmethod
+    def of(cls, text: str) -> Checksum:
+        """From the form that ``Remote.checksum`` has."""
+        kind, _, digits = text.partition(":")
+        return cls(kind.removesuffix("-prefix"), digits, kind.endswith("-prefix"))
+
+    @property
+    def valid(self) -> bool:
+        """Whether it can be one."""
+        length = LENGTHS.get(self.kind, 0)
+        wanted = f"4,{length - 1}" if self.prefix else f"{length}"
+        known = length and not (self.prefix and self.kind == "xxh128")
+        return bool(known and re.fullmatch(f"[0-9a-f]{{{wanted}}}", self.digits))
+
+    def fits(self, digits: str) -> bool:
+        """Whether a file with this sum of its kind is the one."""
+        return digits.startswith(self.digits) if self.prefix else digits == self.digits
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({len(self.digits)} digits)" if self.prefix else self.kind
+
+
+LENGTHS = {"sha256": 64, "md5": 32, "xxh128": 32}
+"""Digits of each kind of checksum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +82,12 @@ class Settings:
 
     mirror: str = ""
     """An address or a folder that holds files of the same names, to use instead."""
+    offline: bool = False
+    """Ask no other computer: only what is here, or in a mirror that is a folder, can be had."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Such as ``Authorization``. Never printed, and sent to the host of ``Remote.url`` alone."""
+    refused: str = ""
+    """What a message says, after the answer, where the server refuses this user (401, 403)."""
     force: bool = False
     """Replace a file that is there and is not as expected, or whose checksum nobody knows."""
     insecure: bool = False
@@ -48,6 +100,12 @@ class Settings:
     """Seconds without a byte after which a connection is given up."""
     error: type[CellsegError] = DataError
     """What is raised: ``DataError`` or ``WeightsError``."""
+
+    @property
+    def mirror_folder(self) -> Path | None:
+        """The mirror, where it is a folder."""
+        local = self.mirror and "://" not in self.mirror
+        return Path(self.mirror).expanduser() if local else None
 
 
 def shown(url: str) -> str:
@@ -66,28 +124,32 @@ def check(remote: Remote, settings: Settings) -> None:
     """
     if remote.name != Path(remote.name).name or remote.name in ("", ".", ".."):
         raise ConfigError(f"{remote.name!r}: is no file name.")
-    kind, _, digits = remote.checksum.partition(":")
-    lengths = {"sha256": 64, "md5": 32, "xxh128": 32}
-    if remote.checksum and not re.fullmatch(f"[0-9a-f]{{{lengths.get(kind, 0)}}}", digits):
+    kinds = {each.kind for each in remote.checksums if not each.prefix}
+    if not all(each.valid for each in remote.checksums):
         raise ConfigError(f"{remote.name}: {remote.checksum!r} is no checksum.")
-    if kind == "xxh128" and find_spec("xxhash") is None:
-        raise ConfigError(
-            f"{remote.name}: its checksum can be compared with the package xxhash alone.",
-            hint="Install it: uv pip install xxhash",
-        )
-    if settings.insecure and kind != "sha256":
+    need_xxhash(remote)
+    if settings.insecure and "sha256" not in kinds:
         raise ConfigError(
             f"{remote.name}: --insecure needs a SHA-256 to check the file by, and none is known."
         )
     source = source_of(remote, settings)
-    local = settings.mirror and "://" not in settings.mirror
-    if not local and urlsplit(source).scheme not in ("http", "https"):
+    if settings.mirror_folder is None and urlsplit(source).scheme not in ("http", "https"):
         raise ConfigError(f"{shown(source)}: is no http or https address.")
+
+
+def need_xxhash(remote: Remote) -> None:
+    """Raise a ConfigError where the package is missing that a checksum needs."""
+    if any(each.kind == "xxh128" for each in remote.checksums) and find_spec("xxhash") is None:
+        raise ConfigError(
+            f"{remote.name}: its checksum can be compared with the package xxhash alone.",
+            hint="Install it: uv pip install xxhash",
+        )
 
 
 def source_of(remote: Remote, settings: Settings) -> str:
     """The address of a file, or its path in a local mirror."""
     if not settings.mirror:
         return remote.url
-    name = quote(remote.name) if "://" in settings.mirror else remote.name
-    return f"{settings.mirror.rstrip('/')}/{name}"
+    if settings.mirror_folder is not None:
+        return str(settings.mirror_folder / remote.name)
+    return f"{settings.mirror.rstrip('/')}/{quote(remote.name)}"

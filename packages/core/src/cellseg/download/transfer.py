@@ -75,8 +75,9 @@ def download(remote: Remote, part: Path, settings: Settings, emit: Emit) -> None
             if failures > settings.retries:
                 _give_up(remote, source, part, settings, reason, error)
             wait = error.pause if isinstance(error, _PassingError) else None
-            emit(Note(f"{remote.name}: {reason}; trying again."))
-            time.sleep(min(pause if wait is None else wait, _LONGEST_PAUSE))
+            wait = min(pause if wait is None else wait, _LONGEST_PAUSE)
+            emit(Note(f"{remote.name}: {reason}; trying again in {wait:.0f} s."))
+            time.sleep(wait)
             pause *= 2
 
 
@@ -85,10 +86,11 @@ def _give_up(
 ) -> NoReturn:
     target = part.with_name(remote.name)
     kept = f" {_length(part) / MEGABYTE:.1f} MB are kept for the next try." if _length(part) else ""
+    mirrored = f" (a copy of {shown(remote.url)})" if settings.mirror else ""
     raise settings.error(
-        f"{shown(source)}: cannot be downloaded: {reason}.{kept}",
+        f"{shown(source)}{mirrored}: cannot be downloaded: {reason}.{kept}",
         hint=f"Try again; or download it elsewhere, put it at {target}, and give the same command: "
-        "it goes on from there. Or name a copy of the files with --mirror.",
+        "it goes on from there. Or name a copy of the files with --mirror or CELLSEG_MIRROR.",
     ) from cause
 
 
@@ -101,13 +103,11 @@ def _one_try(
     emit: Emit,
 ) -> None:
     have, validator = _resumable(remote, source, part)
-    headers = {"Accept-Encoding": "identity", "User-Agent": "cellseg"}
-    if urlsplit(source).netloc == urlsplit(remote.url).netloc:
-        headers |= settings.headers
+    request = _request(remote, source, settings)
     if have:
-        headers["Range"] = f"bytes={have}-"
-        headers |= {"If-Range": validator} if validator else {}
-    request = urllib.request.Request(source, headers=headers)
+        request.add_header("Range", f"bytes={have}-")
+        if validator:
+            request.add_header("If-Range", validator)
     with _answers(request, opener, settings) as answer:
         status = int(answer.status)
         if status == 416:  # nothing beyond what is here: it is whole, or another file
@@ -123,6 +123,7 @@ def _one_try(
         else:  # all of it: the file there is another by now, or the server cannot send parts
             have, total = 0, _announced(answer.headers)
         known = total >= 0
+        _refuse_unsound(remote, answer.headers, known)
         if known and remote.size is not None and total != remote.size:
             forget(part)
             raise _LastingError(f"it has {total} bytes there, and {remote.size} are expected")
@@ -132,11 +133,36 @@ def _one_try(
         refuse_full(part, total - have if known else 0)
         meter = Meter(emit, total if known else remote.size)
         with part.open("ab") as out:
-            while block := answer.read(BLOCK):
+            while block := answer.read1(BLOCK):  # what came counts, even where it then stalls
                 out.write(block)
                 meter.at(out.tell())
+                if remote.size is not None and out.tell() > remote.size:
+                    break
+        if remote.size is not None and _length(part) > remote.size:
+            forget(part)
+            raise _LastingError(f"more than the {remote.size} bytes that are expected came")
         if known and _length(part) < total:
             raise _PassingError(f"the connection broke after {_length(part)} of {total} bytes")
+
+
+def _request(remote: Remote, source: str, settings: Settings) -> urllib.request.Request:
+    """What is asked; secrets are only in it, so no list of variables shows them."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": "cellseg"}
+    request = urllib.request.Request(source, headers=headers)
+    if urlsplit(source)[:2] == urlsplit(remote.url)[:2]:
+        for name in settings.headers:
+            request.add_header(name, settings.headers[name])
+    return request
+
+
+def _refuse_unsound(remote: Remote, headers: Any, known: bool) -> None:
+    """Refuse an answer of which nobody can tell whether it is the file, and all of it."""
+    coding = str(headers.get("Content-Encoding", "identity")).lower()
+    if coding != "identity":
+        raise _LastingError(f"the server sends it packed ({coding}), which was not asked for")
+    whole = known or str(headers.get("Transfer-Encoding", "")).lower() == "chunked"
+    if not whole and not remote.checksum and remote.size is None:
+        raise _LastingError("the server does not say how long it is, and no checksum is known")
 
 
 @contextmanager
@@ -151,11 +177,13 @@ def _answers(
             if error.code == 416 and request.has_header("Range"):
                 yield error
                 return
+            if error.code in (301, 302, 303, 307, 308):
+                raise _LastingError("it is redirected in circles, or to nowhere") from error
             reason = f"the server answers {error.code} {error.reason}"
             if error.code in _PASSING:
                 raise _PassingError(reason, _retry_after(error.headers)) from error
             if error.code in (401, 403):
-                reason += ": it wants an account or a token"
+                reason += settings.refused or ": it wants an account or a token"
             raise _LastingError(reason) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
@@ -270,5 +298,5 @@ def refuse_full(part: Path, needed: int) -> None:
     if needed > free:
         raise StorageError(
             f"{part.parent}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free.",
-            hint="Free some space, or write elsewhere with -o.",
+            hint="Free some space, or choose another folder.",
         )

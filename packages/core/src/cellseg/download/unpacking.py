@@ -10,6 +10,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cellseg.errors import CellsegError, DataError, StorageError
 from cellseg.files import storage_errors
+from cellseg.limits import DEFLATE, size_text
+
+MOST_MEMBERS = 1_000_000
+"""Files in an archive."""
+MOST_RATIO = DEFLATE
+"""How many times as large as the archive its files may be in all."""
+_HEADER = 30
+"""Bytes before a member, without its name."""
 
 
 def unpack(
@@ -60,6 +68,7 @@ def unpack(
 def _extract(archive: Path, target: Path, flat: bool, error: type[CellsegError]) -> list[str]:
     try:
         with zipfile.ZipFile(archive) as opened:
+            _refuse_bomb(archive, opened.infolist(), error)
             members = [member for member in opened.infolist() if not member.is_dir()]
             named = {
                 member.filename: _safe_name(archive, member, flat, error) for member in members
@@ -79,8 +88,12 @@ def _extract(archive: Path, target: Path, flat: bool, error: type[CellsegError])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as packed, path.open("wb") as out:
                     shutil.copyfileobj(packed, out, 1 << 20)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as problem:
+        raise error(f"{archive}: has a file and a folder of one name.") from problem
     except (
         zipfile.BadZipFile,
+        OverflowError,
+        ValueError,
         zlib.error,
         EOFError,
         NotImplementedError,
@@ -93,6 +106,23 @@ def _extract(archive: Path, target: Path, flat: bool, error: type[CellsegError])
     return sorted(named.values())
 
 
+def _refuse_bomb(archive: Path, members: list[zipfile.ZipInfo], error: type[CellsegError]) -> None:
+    """Refuse what no packer makes: members that share bytes, far too many, or far too large."""
+    if len(members) > MOST_MEMBERS:
+        raise error(f"{archive}: has {len(members)} files; at most {MOST_MEMBERS} are unpacked.")
+    end = 0
+    for member in sorted(members, key=lambda one: one.header_offset):
+        if member.header_offset < end:
+            raise error(f"{archive}: {member.filename!r} shares bytes with another file in it.")
+        end = member.header_offset + _HEADER + member.compress_size
+    size, unpacked = archive.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > MOST_RATIO * size:
+        raise error(
+            f"{archive}: has {size_text(size)}, and would unpack to {size_text(unpacked)}; at most"
+            f" {MOST_RATIO} times as much is unpacked."
+        )
+
+
 def _safe_name(
     archive: Path, member: zipfile.ZipInfo, flat: bool, error: type[CellsegError]
 ) -> str:
@@ -100,6 +130,7 @@ def _safe_name(
     path = PurePosixPath(name)
     windows = PureWindowsPath(name)
     unsafe = path.is_absolute() or windows.drive or windows.root or "\\" in name
-    if unsafe or ".." in path.parts or not path.parts or stat.S_ISLNK(member.external_attr >> 16):
+    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the packer says nothing
+    if unsafe or ".." in path.parts or not path.parts or kind not in (0, stat.S_IFREG):
         raise error(f"{archive}: has a file that would land elsewhere, {name!r}; nothing is done.")
     return path.name if flat else str(path)

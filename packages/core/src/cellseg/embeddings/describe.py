@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from cellseg.data import ZYX, Features, Tile
 from cellseg.engine.plan import Box
-from cellseg.engine.segment import out_of_memory
 from cellseg.errors import DeviceError, PluginError
+from cellseg.memory import out_of_memory
 from cellseg.specs import Embedder
 
 Cells = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from cellseg.embeddings.units import Unit
 from cellseg.files import write_atomic
 from cellseg.outputs.result import output_file
 from cellseg.outputs.table import DIGITS
+from cellseg.texts import CsvWriter
 
 MANIFEST = "manifest.parquet"
 SCHEMA = "schema.json"
@@ -245,7 +245,7 @@ def _schemas(layout: Layout) -> dict[str, pyarrow.Schema]:
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     """Write what is not in the tables, and why, as CSV."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CsvWriter(text)
     writer.writerow(("image", "frame", "objects", "status", "reason"))
     for one in skipped:
         writer.writerow((one.image, one.frame, one.objects, one.status, one.reason))

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from cellseg.data import Tile, Tracked
 from cellseg.engine.items import Item, TileRef
-from cellseg.engine.records import quickly
-from cellseg.engine.segment import out_of_memory
+from cellseg.engine.records import is_whole, quickly
 from cellseg.engine.state import WorkDir
 from cellseg.errors import DeviceError, PluginError, StorageError
+from cellseg.memory import out_of_memory
 from cellseg.specs import Tracker, TrackerMaker
 
 EVERY = 10
@@ -173,6 +173,23 @@ def lane(item: Item, place: int, done: set[int], work: WorkDir) -> list[TileRef]
     stored = _load(state_path(work, item.index, place))
     start = stored[0] if stored is not None and stored[0] <= missing else 0
     return [(item.index, tile) for tile in tiles[start:]]
+
+
+def followed_already(item: Item, tiles: Sequence[TileRef], work: WorkDir) -> bool:
+    """Whether all of some consecutive tiles of a lane, and the state after them, are on disk: a
+    process has done them that could not say so any more.
+
+    Args:
+        item: a movie that is tracked.
+        tiles: as ``lane`` has them; up to where a state is kept, or to the end.
+        work: where records and states are.
+    """
+    frame, place = item.locate(tiles[-1][1])
+    after = item.steps.index(frame) + 1
+    stored = _load(state_path(work, item.index, place))
+    if (stored[0] if stored is not None else len(item.steps)) != after:
+        return False
+    return all(is_whole(work.record(*ref)) for ref in tiles)
 
 
 def state_path(work: WorkDir, item: int, place: int) -> Path:

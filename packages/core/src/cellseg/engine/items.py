@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cellseg.data import Dataset, Sample, Spacing, Tiling
 from cellseg.engine.plan import Plan
@@ -14,10 +15,17 @@ from cellseg.normalise import Normaliser
 from cellseg.options import Options
 from cellseg.outputs.formats import Output, tracks_beside
 from cellseg.prompting import Prompts
+from cellseg.readers import open_readable
 from cellseg.specs import DatasetSpec, PredictJob, PredictorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TileRef = tuple[int, int]
 """An image and one of its tiles."""
+MOST_TILES = 50_000_000
+"""Of one image or movie: a header that asks for more is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,34 +129,131 @@ class Item:
         return f"{self.frames[frame].name}[{where}]"
 
 
-def make_items(samples: Dataset, tiling: Tiling, volumetric: bool) -> list[Item]:
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Pixels that were there a moment ago, and can no longer be read."""
+
+    shape: tuple[int, ...]
+    """``(c, z, y, x)``."""
+    dtype: np.dtype[Any]
+    problem: str
+
+    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
+        """Never gives pixels.
+
+        Raises:
+            DataError: always; it says why.
+        """
+        raise DataError(self.problem)
+
+
+def sendable(items: Sequence[Item]) -> list[Item]:
+    """Items without what reads their files, which cannot be sent to another process."""
+    return [
+        replace(item, frames=tuple(_closed(frame, _GONE) for frame in item.frames))
+        for item in items
+    ]
+
+
+def reopened(recipe: Recipe, sent: Sequence[Item]) -> list[Item]:
+    """Items that another process sent by ``sendable``, with their files opened again here.
+
+    Reading one that can be read no longer is a DataError; the others are as they were.
+
+    Raises:
+        DataError: no image at all can be read.
+    """
+    samples, problems = open_readable(recipe.reader, recipe.images, recipe.reader_options)
+    made = make_items(samples, recipe.tiling, recipe.volumetric, problems)
+    found = {item.name: item for item in made}
+    items = []
+    for item in sent:
+        now = found.get(item.name)
+        if now is not None and (now.plan, len(now.frames)) == (item.plan, len(item.frames)):
+            items.append(replace(item, frames=now.frames))
+            continue
+        frames = tuple(
+            _closed(f, problems.get(item.name, f"{f.name}: {_GONE}")) for f in item.frames
+        )
+        items.append(replace(item, frames=frames))
+    return items
+
+
+_GONE = "cannot be read any more, or has another shape than before."
+
+
+def _closed(frame: Sample, problem: str) -> Sample:
+    image = Unreadable(tuple(frame.image.shape), frame.image.dtype, problem)
+    return replace(frame, image=image, labels=None, tracks=None)
+
+
+def make_items(
+    samples: Dataset,
+    tiling: Tiling,
+    volumetric: bool,
+    problems: MutableMapping[str, str] | None = None,
+) -> list[Item]:
     """Group the frames of each movie, and cut everything into tiles.
+
+    Args:
+        samples: all images.
+        tiling: of each.
+        volumetric: whether tiles may be cut along z.
+        problems: gets what cannot be cut, which is left out then.
 
     Raises:
         DataError: frames of one movie differ in shape, or two images share a name.
     """
     groups: dict[tuple[bool, str], list[Sample]] = {}
     for sample in samples:
-        movie = sample.frame is not None
-        groups.setdefault((movie, _movie_name(sample) if movie else sample.name), []).append(sample)
+        key = (sample.frame is not None, item_name(sample))
+        groups.setdefault(key, []).append(sample)
     items: list[Item] = []
     names: set[str] = set()
     for (movie, name), group in groups.items():
         frames = sorted(group, key=lambda s: s.frame or 0) if movie else group
-        first = frames[0]
         if name in names or (not movie and len(frames) > 1):
             raise DataError(f"Two images are called {name!r}.")
         names.add(name)
-        for frame in frames:
-            if frame.image.shape != first.image.shape:
-                raise DataError(
-                    f"{frame.name}: the frame's shape {frame.image.shape} differs from "
-                    f"{first.image.shape} of {first.name}."
-                )
-        _, z, y, x = first.image.shape
-        plan = Plan.cut((z, y, x), tiling, volumetric)
+        try:
+            plan = _plan(name, frames, tiling, volumetric)
+        except DataError as problem:
+            if problems is None:
+                raise
+            problems[name] = str(problem)
+            continue
         items.append(Item(len(items), name, tuple(frames), movie, plan))
     return items
+
+
+def _plan(name: str, frames: Sequence[Sample], tiling: Tiling, volumetric: bool) -> Plan:
+    """The tiles of each frame of a movie, or of an image.
+
+    Raises:
+        DataError: frames differ in shape, or there would be far too many tiles.
+    """
+    first = frames[0]
+    other = next((f for f in frames if f.image.shape != first.image.shape), None)
+    if other is not None:
+        raise DataError(
+            f"{other.name}: the frame's shape {other.image.shape} differs from "
+            f"{first.image.shape} of {first.name}."
+        )
+    _, z, y, x = first.image.shape
+    plan = Plan.cut((z, y, x), tiling, volumetric)
+    count = len(plan) * len(frames)
+    if count > MOST_TILES:
+        raise DataError(
+            f"{name}: its shape {first.image.shape} asks for {count} tiles; at most {MOST_TILES} "
+            "are segmented.",
+            hint="Is its header right? If so, use larger tiles, or divide it.",
+        )
+    return plan
+
+
+def item_name(sample: Sample) -> str:
+    """What the image of a sample is called, or the movie that it is a frame of."""
+    return sample.name if sample.frame is None else _movie_name(sample)
 
 
 def _movie_name(frame: Sample) -> str:

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
 from cellseg import files
+from cellseg.engine.cluster import Machines, cluster
+from cellseg.engine.failures import LISTED, named, of_tiles
 from cellseg.engine.follow import lane
 from cellseg.engine.items import Item, Recipe, TileRef, batches
-from cellseg.engine.pool import Pool
 from cellseg.engine.state import WorkDir
 from cellseg.engine.worker import Failure, Loaded, Outcome, Worker
 from cellseg.errors import DataError, InterruptedRunError, PartialError
 from cellseg.events import Emit, Failed, Note, Progress
+from cellseg.locations import is_remote
 from cellseg.outputs.result import Result
 
-_LISTED = 10
+_TOO_BIG = (
+    "the memory does not suffice to put its tiles together; they are kept: resume with fewer "
+    "--workers, or on a machine with more memory"
+)
+_FAILED = "failed.json"
+_TOLD = 3
+"""Reasons that are told of one image while the work goes on."""
 
 
 class Runner(Protocol):
     """Where tiles are done: in this process, or in others."""
 
     def tiles(self, units: Iterator[list[TileRef]], /) -> Iterator[Outcome]:
-        """Do batches of tiles; the outcomes come in their order."""
+        """Do batches of tiles; the outcomes come as they are ready."""
 
     def lanes(
         self, lanes: Sequence[Sequence[TileRef]], stopped: Callable[[], bool], /
@@ -40,7 +49,7 @@ class Share:
     """How the tiles are spread over processes."""
 
     batch_size: int = 1
-    workers: int = 1
+    machines: Machines = field(default_factory=Machines)
     shard: tuple[int, int] = (1, 1)
     """Which share of all tiles is ours: the first of one, the second of three."""
     retries: int = 1
@@ -58,6 +67,7 @@ class Prediction:
         emit: gets a ``Progress`` for each tile, a ``Failed`` for each that could not be done.
         interrupted: asked after each tile; True means stop.
         written: gets each image that is written in this process, and its result.
+        unreadable: images that are none of the items, and why, by name or path.
     """
 
     def __init__(
@@ -68,6 +78,7 @@ class Prediction:
         emit: Emit,
         interrupted: Callable[[], bool],
         written: Callable[[Item, Result], None],
+        unreadable: Mapping[str, str] | None = None,
     ) -> None:
         self._recipe = recipe
         self._items = items
@@ -77,14 +88,17 @@ class Prediction:
         self._work = WorkDir(recipe.work)
         self._worker = Worker(recipe, items, self._pause, written)
         self._objects: dict[int, int] = {}
+        self._unreadable = dict(unreadable or {})
         self._failures: dict[TileRef, Failure] = {}
+        self._unstitched: dict[str, str] = {}
+        self._told: dict[int, set[str]] = {}
         self._left: dict[int, set[int]] = {}
         self._step = 0
         self._total = 0
 
     def load(self) -> None:
         """Load the predictor now, where this process is to use it."""
-        if self._share.workers == 1:
+        if self._share.machines.here:
             self._worker.load()
 
     @property
@@ -99,12 +113,15 @@ class Prediction:
         """Do what is left; gives the number of objects of each image that is written.
 
         Raises:
-            PartialError: some tiles failed; their images are not written, all others are.
+            PartialError: some images could not be read, or tiles failed; these images are not
+                written, all others are.
             DataError: nothing could be done at all, because no image could be read.
             InterruptedRunError: stopped; all finished tiles are kept.
         """
+        for name, reason in self._unreadable.items():
+            self._emit(Failed(name, reason))
         todo, lanes = self._plan_work()
-        with self._runner() as runner:
+        with self._runner(bool(todo or lanes)) as runner:
             for attempt in range(self._share.retries + 1):
                 if attempt:
                     self._emit(Note(f"Trying {len(todo) + len(lanes)} failed tile(s) once more."))
@@ -114,8 +131,9 @@ class Prediction:
                 if not todo and not lanes:
                     break
         self._finish_all()
-        if self._failures:
+        if self._failures or self._unreadable or self._unstitched:
             raise self._failed()
+        (self._work.path / _FAILED).unlink(missing_ok=True)
         return dict(self._objects)
 
     def _plan_work(self) -> tuple[list[TileRef], list[TileRef]]:
@@ -155,9 +173,9 @@ class Prediction:
                 ]
         return todo, lanes
 
-    def _runner(self) -> AbstractContextManager[Runner]:
-        if self._share.workers > 1:
-            return Pool(self._recipe, self._items, self._share.workers)
+    def _runner(self, needed: bool) -> AbstractContextManager[Runner]:
+        if needed and not self._share.machines.here:
+            return cluster(self._recipe, self._items, self._share.machines, self._interrupted)
         return nullcontext(_Here(self._worker, self._interrupted))
 
     def _pass(self, todo: list[TileRef], runner: Runner, last: bool) -> list[TileRef]:
@@ -168,7 +186,7 @@ class Prediction:
             again += self._take(outcome, last)
         if self._interrupted():
             raise _stopped()
-        return again
+        return sorted(again)
 
     def _follow(self, firsts: list[TileRef], runner: Runner, last: bool) -> list[TileRef]:
         """Do what is left of lanes, each given by one of its tiles; gives those that failed."""
@@ -193,12 +211,12 @@ class Prediction:
         for ref in outcome.done:
             self._done(ref)
         for failure in outcome.failures:
-            if last:
+            if last or failure.final:
                 self._fail(failure)
         for index in {ref[0] for ref in outcome.done}:
             if not self._left[index] and index not in self._objects:
                 self._finish(self._items[index])
-        return [failure.tile for failure in outcome.failures]
+        return [failure.tile for failure in outcome.failures if not failure.final]
 
     def _until_interrupted(self, units: Iterator[list[TileRef]]) -> Iterator[list[TileRef]]:
         for unit in units:
@@ -220,7 +238,11 @@ class Prediction:
         index, tile = failure.tile
         self._failures[failure.tile] = failure
         self._work.fail(index, tile, failure.reason)
-        self._emit(Failed(self._items[index].described(tile), failure.reason))
+        told = self._told.setdefault(index, set())
+        if failure.reason not in told and len(told) < _TOLD:  # not a hundred tiles one by one
+            told.add(failure.reason)
+            item = self._items[index]
+            self._emit(Failed(item.name if failure.data else item.described(tile), failure.reason))
 
     def _finish(self, item: Item) -> None:
         """Write an image whose tiles are all done, unless another process is at it."""
@@ -230,7 +252,14 @@ class Prediction:
         with self._work.lock(f"items/{item.index:06d}/stitch") as alone:
             # Another process may have written it, and removed the tiles, in between.
             if alone and self._work.recorded(item.index) == count:
-                self._objects[item.index] = self._worker.finalise(item)
+                try:
+                    self._objects[item.index] = self._worker.finalise(item)
+                except MemoryError:  # its tiles are kept; the other images go on
+                    if item.name not in self._unstitched:
+                        self._emit(Failed(item.name, _TOO_BIG))
+                    self._unstitched[item.name] = _TOO_BIG
+                else:
+                    self._unstitched.pop(item.name, None)
 
     def _finish_all(self) -> None:
         """Write what an earlier run, or the slowest of several, left to be stitched."""
@@ -244,21 +273,34 @@ class Prediction:
             raise _stopped()
 
     def _failed(self) -> DataError | PartialError:
-        named = [
-            f"{self._items[index].described(tile)}: {failure.reason}"
-            for (index, tile), failure in sorted(self._failures.items())
-        ]
-        listed = "; ".join(named[:_LISTED])
-        if len(named) > _LISTED:
-            listed += f"; and {len(named) - _LISTED} more"
-        if not self._objects and all(f.data for f in self._failures.values()):
-            if not self._step:
-                return DataError(listed)
-        images = len({index for index, _ in self._failures})
+        reasons = self._reasons()
+        done, data = len(self._objects), all(f.data for f in self._failures.values())
+        data &= not self._unstitched
+        if data and not done and not self._step:
+            return DataError(named(reasons))
+        file = self._work.path / _FAILED
+        files.write_atomic(file, json.dumps(reasons, indent=2) + "\n")
+        mended = "Mend them, or take them away; then do" if data else "Do"
+        more = f" All are listed in {file}" if len(reasons) > LISTED else ""
         return PartialError(
-            f"{len(named)} tile(s) of {images} image(s) failed, which are not written: {listed}",
-            hint="Try the failed tiles again with --resume.",
+            f"{len(reasons)} image(s) failed and are not written, {done} are: {named(reasons)}",
+            reasons,
+            hint=f"{mended} just what is missing with --resume.{more}",
         )
+
+    def _reasons(self) -> dict[str, str]:
+        """Why each image failed, by its name or path."""
+        found: dict[int, list[TileRef]] = {}
+        for ref in sorted(self._failures):
+            found.setdefault(ref[0], []).append(ref)
+        reasons = self._unreadable | self._unstitched
+        for index, refs in found.items():
+            item, count = self._items[index], len(self._items[index].chosen)
+            text = of_tiles([self._failures[ref].reason for ref in refs], count)
+            if len(refs) == 1 < count:
+                text = f"{item.described(refs[0][1])}: {self._failures[refs[0]].reason}"
+            reasons[item.name] = text
+        return reasons
 
 
 class _Here:
@@ -309,6 +351,8 @@ def remove_leftovers(items: Sequence[Item]) -> None:
     wanted: dict[Path, set[str]] = {}
     for item in items:
         for file in item.files:
+            if is_remote(file):  # where writing begins with removing what is left
+                continue
             wanted.setdefault(file.parent, set()).add(file.name)
     for folder, names in wanted.items():
         files.remove_leftovers(folder, names)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cellseg.data import ZYX, Prompt, Segmentation, Tile
+from cellseg.data import ZYX, Prompt, Segmentation, Tile, Tiling
 from cellseg.engine.plan import Box, Plan
 from cellseg.engine.stitch import PartsInMemory, stitch
 from cellseg.engine.tile import NO_CLASS, tile_labels
 from cellseg.errors import DeviceError, PluginError
+from cellseg.memory import free_memory, out_of_memory
 from cellseg.prompting import within
 from cellseg.specs import Predictor
 
@@ -78,7 +79,7 @@ class Segmenter:
         except Exception as error:
             if not out_of_memory(error):
                 raise
-        _free_memory()
+        free_memory()
         if len(tiles) > 1:
             self._batch = len(tiles) // 2
             self.notes.append(f"Out of memory: {self._batch} tile(s) at once from now on.")
@@ -87,6 +88,23 @@ class Segmenter:
             size = " x ".join(str(n) for n in tiles[0].image.shape[1:])
             self.notes.append(f"Out of memory with a tile of {size} voxels: halving it.")
         return self(tiles)
+
+    def halved(self, tile: Tile) -> Segmentation | None:
+        """Segment a tile in halves, without trying the whole; None if it is too small for that."""
+        size, before = tile.image.size, self._too_big
+        if max(tile.image.shape[i + 1] for i in self._axes) < SMALLEST:
+            return None
+        self._too_big = min(size, before)
+        try:
+            return self([tile])[0]
+        finally:
+            if self._too_big == size:  # this one alone
+                self._too_big = before
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        """Along which tiles may be halved: of ``(z, y, x)``."""
+        return (0, 1, 2) if self._volumetric else (1, 2)
 
     def _checked(self, tiles: Sequence[Tile]) -> list[Segmentation]:
         found = self._predictor(tiles)
@@ -136,8 +154,7 @@ class Segmenter:
 
     def _in_halves(self, tile: Tile) -> Segmentation:
         shape: ZYX = (tile.image.shape[1], tile.image.shape[2], tile.image.shape[3])
-        axes = (0, 1, 2) if self._volumetric else (1, 2)
-        axis = max(axes, key=lambda i: shape[i])
+        axis = max(self._axes, key=lambda i: shape[i])
         if shape[axis] < SMALLEST:
             raise DeviceError(
                 f"Out of memory even with a tile of {' x '.join(map(str, shape))} voxels.",
@@ -174,19 +191,15 @@ class Segmenter:
         )
 
 
+def halved_tiling(tiling: Tiling) -> Tiling | None:
+    """Tiles with half the length along y or x, whichever is longer; None where they are small."""
+    z, y, x = tiling.core
+    if max(y, x) < SMALLEST:
+        return None
+    core = (z, y, -(-x // 2)) if x >= y else (z, -(-y // 2), x)
+    return Tiling(core=core, halo=tiling.halo)
+
+
 def _prompts(tile: Tile, box: Box) -> tuple[Prompt, ...] | None:
     """Those of a part of a tile."""
     return None if tile.prompts is None else within(tile.prompts, box.start, box.stop)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the device or of the machine is used up."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
-
-
-def _free_memory() -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

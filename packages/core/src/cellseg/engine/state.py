@@ -3,6 +3,7 @@
 request.json          what was asked for
 items/000012/         an image in progress: a record or a failure for each tile
 done/000012.json      an image that is written
+workers/              what worker processes leave while they are at something
 summary.json          all of it is done; nothing else but the request is left
 """
 
@@ -11,15 +12,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from cellseg.engine.records import is_whole, write_quickly
 from cellseg.errors import ConfigError, UsageError
-from cellseg.files import remove, storage_errors, write_atomic
+from cellseg.files import locked, remove, storage_errors, write_atomic
+from cellseg.locks import LOCK
 from cellseg.options import flag
 
 
@@ -29,10 +30,12 @@ class WorkDir:
     Args:
         path: of the directory.
         what: what messages call what is done here.
+        place: where messages say that it is; by default the folder of ``path``.
     """
 
-    def __init__(self, path: Path, what: str = "prediction") -> None:
+    def __init__(self, path: Path, what: str = "prediction", place: Path | None = None) -> None:
         self.path = path
+        self.place = place or path.parent
         self.what = what
         self._made: set[Path] = set()
 
@@ -45,7 +48,7 @@ class WorkDir:
         """Forget what was here, but for the entries to ``keep``, and remember a new request."""
         with storage_errors(self.path):
             for entry in self.path.iterdir() if self.path.exists() else ():
-                if entry.name not in keep:
+                if entry.name not in (LOCK, *keep):
                     remove(entry)
             self.path.mkdir(parents=True, exist_ok=True)
         self.join(request)
@@ -71,7 +74,7 @@ class WorkDir:
         for name in {**known, **wanted}:
             if known.get(name) != wanted.get(name):
                 raise ConfigError(
-                    f"{self.path.parent}: this {self.what} began with {_said(name, known)}, "
+                    f"{self.place}: this {self.what} began with {_said(name, known)}, "
                     f"not with {_said(name, wanted)}.",
                     hint="Resume it with the settings it began with, or start anew with "
                     "--overwrite.",
@@ -87,7 +90,11 @@ class WorkDir:
     def complete(self, summary: Mapping[str, object]) -> None:
         """Remember that everything is done, and forget the tiles."""
         write_atomic(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-        for name in ("items", "done"):
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Forget the tiles of what is done; again, where a kill came before the end of that."""
+        for name in ("items", "done", "workers"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def item(self, item: int) -> Path:
@@ -143,12 +150,12 @@ class WorkDir:
     def lock(self, name: str) -> Iterator[bool]:
         """Whether this process alone holds the lock ``name``; a dead process holds none."""
         path = self.path / f"{name}.lock"
-        with storage_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            yield _lock(descriptor)
-        finally:
-            os.close(descriptor)
+        with ExitStack() as stack:
+            try:
+                alone = stack.enter_context(locked(path))
+            except FileNotFoundError:  # somebody else has finished what is done there
+                alone = False
+            yield alone
 
     def _numbered(self, item: int, suffix: str) -> set[int]:
         folder = self.path / "items" / f"{item:06d}"
@@ -174,31 +181,15 @@ def check_startable(work: WorkDir, *, resume: bool, overwrite: bool, shard: bool
     unfinished = work.started and work.summary() is None
     if unfinished and not (resume or overwrite or shard):
         raise UsageError(
-            f"{work.path.parent} holds an unfinished {work.what}.",
+            f"{work.place} holds an unfinished {work.what}.",
             hint="Go on with --resume, or start anew with --overwrite.",
         )
     if resume and not work.started:
         raise UsageError(
-            f"There is no {work.what} to resume in {work.path.parent}.",
+            f"There is no {work.what} to resume in {work.place}.",
             hint="Leave out --resume to start one.",
         )
 
 
 def _said(name: str, values: Mapping[str, Any]) -> str:
     return f"{flag(name)} {values[name]}" if values.get(name) is not None else f"no {flag(name)}"
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock of an open file, without waiting; closing the file gives it back."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from cellseg.engine.state import WorkDir
 from cellseg.engine.stitch import Stitched
 from cellseg.engine.tile import TileLabels, tile_labels, tracked_labels
 from cellseg.errors import CellsegError, DataError, PluginError
+from cellseg.memory import out_of_memory
 from cellseg.normalise import NormalisedImage, Statistics
 from cellseg.outputs.result import Result
 from cellseg.outputs.write import write
@@ -38,6 +39,8 @@ class Failure:
     reason: str
     data: bool
     """Whether the image is at fault, and not the model."""
+    final: bool = False
+    """Whether it has been tried often enough."""
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ class Worker:
         self._follower: Follower | None = None
         self._writers: ThreadPoolExecutor | None = None
         self._known: tuple[tuple[int, int], NormalisedImage] | None = None
+        self._bad: tuple[TileRef, DataError] | None = None
 
     def load(self) -> None:
         """Load what these images need: the predictor, what follows objects, or both."""
@@ -145,6 +149,26 @@ class Worker:
                 break
         return outcome
 
+    def halve(self, ref: TileRef) -> Outcome | None:
+        """Segment a tile in halves, where the memory does not suffice for the whole; None if it is
+        too small for that."""
+        loaded = self.read([ref])
+        outcome = Outcome(failures=loaded.failures)
+        for _, tile in loaded.tiles:
+            segmenter = self._loaded_segmenter()
+            try:
+                found = segmenter.halved(tile)
+                if found is None:
+                    return None
+                self._keep(ref, found, outcome)
+            except CellsegError:
+                raise
+            except Exception as error:  # recorded as a failure, never as zeros
+                outcome.failures.append(Failure(ref, _said(error), False))
+            outcome.notes += segmenter.notes
+            segmenter.notes.clear()
+        return outcome
+
     def read(self, batch: Sequence[TileRef]) -> Loaded:
         """Read and normalise tiles; may run in another thread while others are segmented."""
         loaded = Loaded()
@@ -165,7 +189,10 @@ class Worker:
             return outcome
         segmenter = self._loaded_segmenter()
         for ref, found in self._segment(segmenter, loaded.tiles, outcome):
-            self._keep(ref, found, outcome)
+            try:
+                self._keep(ref, found, outcome)
+            except MemoryError as error:  # the other images go on
+                outcome.failures.append(Failure(ref, _said(error), False))
         outcome.notes += segmenter.notes
         segmenter.notes.clear()
         return outcome
@@ -192,7 +219,7 @@ class Worker:
                 statistics = normaliser.statistics(block, sample.name)
                 image = NormalisedImage(block, normaliser, _statistics=statistics)
             else:
-                image = self._normalised(item, frame)
+                image = self._normalised(item, frame, ref[1])
             return Tile(
                 image=image[where],
                 spacing=sample.spacing,
@@ -202,6 +229,8 @@ class Worker:
             failures.append(Failure(ref, str(error), True))
         except CellsegError:
             raise
+        except MemoryError as error:
+            failures.append(Failure(ref, _said(error), False))
         except Exception as error:  # a strange file must not stop the other images
             failures.append(Failure(ref, f"cannot be read: {_said(error)}", True))
         return None
@@ -213,10 +242,23 @@ class Worker:
         index = item.frames[frame].frame
         return self._recipe.prompts.within(item.name, index, box.start, box.stop)
 
-    def _normalised(self, item: Item, frame: int) -> NormalisedImage:
+    def _refuse_again(self, item: Item, frame: int, tile: int) -> None:
+        """Raise what an earlier tile of the same frame met: a large image is measured once."""
+        if self._bad is None:
+            return
+        (index, first), error = self._bad
+        if index == item.index and item.locate(first)[0] == frame and first < tile:
+            raise error
+
+    def _normalised(self, item: Item, frame: int, tile: int) -> NormalisedImage:
         """A whole frame, lazily; the last one is kept, with what was found out about it."""
         if self._known is None or self._known[0] != (item.index, frame):
-            statistics = self._statistics(item, frame)
+            self._refuse_again(item, frame, tile)
+            try:
+                statistics = self._statistics(item, frame)
+            except DataError as error:
+                self._bad = ((item.index, tile), error)
+                raise
             normaliser, raw = self._recipe.normaliser, item.frames[frame].image
             image = NormalisedImage(raw, normaliser, _statistics=statistics)
             self._known = ((item.index, frame), image)
@@ -305,7 +347,10 @@ class Worker:
             for output in item.outputs:  # into one container, whose metadata is shared
                 write(result, output)
         else:
-            list(self._writers.map(lambda output: write(result, output), item.outputs))
+            writing = [self._writers.submit(write, result, output) for output in item.outputs]
+            wait(writing)  # for all: one that fails must not leave others at it
+            for written in writing:
+                written.result()
         self._written(item, result)
         return self._finished(item, result)
 
@@ -320,4 +365,6 @@ class Worker:
 
 
 def _said(error: BaseException) -> str:
+    if out_of_memory(error):
+        return f"the memory does not suffice ({type(error).__name__}): try a smaller --tile-size"
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -15,12 +15,13 @@ from cellseg.ome.write import (
     consolidate_again,
     level_array,
     multiscales,
+    new_group,
     new_layout,
     write_group,
 )
 from cellseg.outputs.formats import PROBABILITIES
 from cellseg.outputs.images import place, with_classes
-from cellseg.outputs.result import Result, boxes, output_file
+from cellseg.outputs.result import Result, boxes
 
 
 def write_probabilities_into(result: Result, container: Path, label_name: str) -> None:
@@ -29,7 +30,7 @@ def write_probabilities_into(result: Result, container: Path, label_name: str) -
     Raises:
         StorageError: the disk is full, or permission is missing; nothing is left behind.
     """
-    with output_file(container / (label_name + PROBABILITIES)) as temporary:
+    with new_group(container / (label_name + PROBABILITIES)) as temporary:
         write_probabilities(result, temporary, new_layout(result, container))
     consolidate_again(container)
 

@@ -6,17 +6,25 @@ open in less.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 from cellseg.errors import DataError
+from cellseg.limits import member
+from cellseg.locations import is_remote, prefetch
 from cellseg.readers.problems import damaged
 from cellseg.readers.recognise import ome_attributes
 from cellseg.readers.stored import UNKNOWN, Channel, Stored, micrometres
 from cellseg.readers.zarr_array import zarr_array
 
+GROUP_FILES = ("zarr.json", ".zattrs")
+"""What holds the attributes of a group, in the one format or the other."""
+ARRAY_FILES = ("zarr.json", ".zarray")
+"""What describes an array."""
 _BY_TYPE = {"channel": "C", "time": "T"}
 
 
@@ -54,7 +62,7 @@ def levels(path: Path, *, strict: bool) -> list[Stored]:
         channels = _channels(attributes)
         found = []
         for dataset in multiscale["datasets"]:
-            array = zarr_array(path / dataset["path"], strict=strict)
+            array = zarr_array(member(path, dataset["path"]), strict=strict, named=False)
             if array is None:
                 raise DataError(f"{path}: the level {dataset['path']} is missing.")
             if len(array.shape) != len(axes):
@@ -66,6 +74,26 @@ def levels(path: Path, *, strict: bool) -> list[Stored]:
     if not found:
         raise DataError(f"{path}: its multiscales metadata lists no array.")
     return found
+
+
+def ask_for(groups: Iterable[Path], *, arrays: bool = False) -> None:
+    """Have the metadata of groups at addresses read, many at the same time, for those who read it
+    next; with ``arrays``, that of the levels of images, too."""
+    far = [group for group in groups if is_remote(group)]
+    prefetch(group / name for group in far for name in GROUP_FILES)
+    if arrays:
+        listed = [path for group in far for path in _listed(group)]
+        prefetch(path / name for path in listed for name in ARRAY_FILES)
+
+
+def _listed(group: Path) -> list[Path]:
+    """The levels that an image lists; none of one whose metadata is damaged."""
+    try:
+        with damaged(str(group)):
+            datasets = ome_attributes(group)["multiscales"][0]["datasets"]
+            return [member(group, one["path"]) for one in datasets]
+    except DataError:  # told when the image is opened
+        return []
 
 
 def label_names(path: Path) -> list[str]:
@@ -104,7 +132,7 @@ def labels_of(path: Path, name: str | None, image: Stored) -> Stored:
                 hint=f"Choose one: --label {names[0]}" if names else None,
             )
         name = names[0]
-    folder = path / "labels" / name
+    folder = member(path / "labels", name)
     if name not in names and "multiscales" not in ome_attributes(folder):
         raise DataError(
             f"{path}: has no label image {name!r}.", hint=f"It has: {', '.join(names) or 'none'}."
@@ -128,30 +156,47 @@ def images_in(path: Path) -> list[Path]:
         return [path]
     listed = ome_attributes(path / "OME").get("series")
     if isinstance(listed, list):
-        return [path / str(name) for name in listed]
+        return [member(path, name) for name in listed]
+    if is_remote(path):  # which may be unable to list; they are numbered without gaps
+        series = takewhile(ome_attributes, (path / str(n) for n in count()))
+        return list(series)
     numbered = [p for p in path.iterdir() if p.name.isdecimal() and p.is_dir()]
     return sorted(numbered, key=lambda p: int(p.name))
 
 
-def plate_fields(path: Path) -> list[Field]:
-    """All fields of a plate, in the order of its metadata.
+def plate_wells(path: Path) -> list[str]:
+    """All wells of a plate (``B/03``), in the order of its metadata.
 
     Raises:
-        DataError: it is no plate, or a well that it lists is missing or damaged.
+        DataError: it is no plate, or its metadata is damaged.
     """
     attributes = ome_attributes(path)
     if "plate" not in attributes:
         raise DataError(f"{path}: is no OME-Zarr plate: it has no plate metadata.")
-    fields = []
     with damaged(str(path)):
-        for entry in attributes["plate"]["wells"]:
-            well = str(entry["path"])
-            about = ome_attributes(path / well).get("well")
-            if about is None:
-                raise DataError(f"{path / well}: this well of the plate is missing.")
-            for image in about["images"]:
-                name = f"{well}/{image['path']}"
-                fields.append(Field(name, well, path / name, image.get("acquisition")))
+        return [str(entry["path"]) for entry in attributes["plate"]["wells"]]
+
+
+def well_fields(path: Path, well: str) -> list[Field]:
+    """The fields of one well, in the order of its metadata.
+
+    Args:
+        path: the plate.
+        well: as the plate lists it.
+
+    Raises:
+        DataError: the well is missing, empty or damaged.
+    """
+    about = ome_attributes(member(path, well)).get("well")
+    if about is None:
+        raise DataError(f"{path / well}: this well of the plate is missing.")
+    fields = []
+    with damaged(str(path / well)):
+        for image in about["images"]:
+            name = f"{well}/{image['path']}"
+            fields.append(Field(name, well, member(path, name), image.get("acquisition")))
+    if not fields:
+        raise DataError(f"{path / well}: this well of the plate is empty: it lists no images.")
     return fields
 
 
@@ -178,6 +223,8 @@ def _spacing(
                 factors = [a * float(b) for a, b in zip(factors, scale, strict=True)]
     found = {}
     for letter, axis, factor in zip(letters, axes, factors, strict=True):
+        if letter in "ZYX" and not 0 <= factor < math.inf:
+            raise ValueError(f"its scale along {letter} is {factor}")
         size = micrometres(factor, axis.get("unit")) if letter in "ZYX" else None
         if size is not None:
             found[letter] = size

@@ -6,8 +6,9 @@ The metadata is small and fixed, so it is written directly; tests open the resul
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from cellseg.data import ZYX
 from cellseg.engine.plan import Box
 from cellseg.errors import DataError
 from cellseg.files import write_atomic
+from cellseg.locations import is_remote, remembered
 from cellseg.outputs.formats import PROBABILITIES
 from cellseg.outputs.images import place
 from cellseg.outputs.result import Result, boxes, output_file
+from cellseg.readers.recognise import read_json
+from cellseg.readers.zarr_array import zarr_array
 
 NEW_VERSION = "0.4"
 """Of containers that we create: what most programs open."""
@@ -73,11 +77,15 @@ def write_into(result: Result, container: Path, label_name: str) -> None:
         DataError: the image and the labels differ in shape.
         StorageError: the disk is full, or permission is missing; nothing is left behind.
     """
-    layout = _layout_of(container, result)
-    with output_file(container / "labels" / label_name) as temporary:
+    with remembered():
+        layout = _layout_of(container, result)
+        if is_remote(container):
+            _take_away(container, label_name, layout.version)
+    with new_group(container / "labels" / label_name) as temporary:
         _write_levels(result, layout, temporary, label_name)
-    _list_label(container / "labels", label_name, layout.version)
-    consolidate_again(container)
+    with remembered():
+        _list_label(container / "labels", label_name, layout.version)
+        consolidate_again(container)
 
 
 def write_new(result: Result, path: Path, label_name: str) -> None:
@@ -88,7 +96,7 @@ def write_new(result: Result, path: Path, label_name: str) -> None:
     are an image of their own within it, ``<label_name>_probabilities``.
     """
     layout = new_layout(result)
-    with output_file(path) as temporary:
+    with new_group(path) as temporary:
         group = temporary / "labels" / label_name
         _write_levels(result, layout, group, label_name)
         _list_label(temporary / "labels", label_name, layout.version)
@@ -100,9 +108,28 @@ def write_new(result: Result, path: Path, label_name: str) -> None:
         write_group(temporary, root, layout.version)
 
 
-def _layout_of(container: Path, result: Result) -> Layout:
-    import zarr
+@contextmanager
+def new_group(path: Path) -> Iterator[Path]:
+    """Where to write a group, which is at ``path`` when it is whole.
 
+    On this computer that is a folder beside it, which is renamed. At addresses nothing can be
+    renamed: the chunks are written where they belong, and the metadata after all of them.
+
+    Raises:
+        StorageError: the disk is full, or permission is missing; nothing is left behind.
+    """
+    if not is_remote(path):
+        with output_file(path) as temporary:
+            yield temporary
+        return
+    from cellseg.remote_stores import staged
+
+    with staged(path) as group:
+        place: Any = group
+        yield place
+
+
+def _layout_of(container: Path, result: Result) -> Layout:
     attributes = metadata_of(container)
     stored = attributes["multiscales"][0]
     version = _version(attributes)
@@ -110,7 +137,9 @@ def _layout_of(container: Path, result: Result) -> Layout:
     keep = [i for i, axis in enumerate(axes) if axis["name"] != "c"]
     levels: list[Level] = []
     for dataset in stored["datasets"]:
-        array = zarr.open_array(str(container / dataset["path"]), mode="r")
+        array = zarr_array(container / dataset["path"], strict=False, named=False)
+        if array is None:
+            raise DataError(f"{container}: the level {dataset['path']} is missing.")
         sizes = {"z": 1} | {axis["name"]: array.shape[i] for i, axis in enumerate(axes)}
         scale = _scale(dataset.get("coordinateTransformations", ()), len(axes))
         levels.append(
@@ -216,7 +245,7 @@ def level_array(
     chunk = {"t": 1, "c": 1} | dict(zip("zyx", chunk_of(result.block, level.shape), strict=True))
     names, old = layout.names, layout.version == "0.4"
     return zarr.create_array(
-        str(group / level.path),
+        _array_in(group, level.path),
         shape=tuple(sizes[n] for n in names),
         chunks=tuple(chunk[n] for n in names),
         dtype=dtype,
@@ -225,6 +254,17 @@ def level_array(
         dimension_names=None if old else list(names),
         chunk_key_encoding={"name": "v2" if old else "default", "separator": "/"},
     )
+
+
+def _array_in(group: Path, name: str) -> Any:
+    """What zarr calls an array of a group of ``new_group``."""
+    store = getattr(group, "store", None)
+    if store is None:
+        return str(group / name)
+    from zarr.storage import StorePath
+
+    place: Any = group / name
+    return StorePath(store, place.key)
 
 
 def _downsample(result: Result, layout: Layout, arrays: tuple[Any, Any], number: int) -> None:
@@ -290,16 +330,10 @@ def _version(attributes: dict[str, Any]) -> str:
 
 def metadata_of(group: Path) -> dict[str, Any]:
     """The OME part of a group's attributes; empty where it has none."""
-    new, old = group / "zarr.json", group / ".zattrs"
-    try:
-        if new.is_file():
-            document = json.loads(new.read_bytes())
-            return dict(document.get("attributes", {}).get("ome", {}))
-        if old.is_file():
-            return dict(json.loads(old.read_bytes()))
-    except ValueError as error:
-        raise DataError(f"{group}: its metadata cannot be read: {error}") from error
-    return {}
+    document = read_json(group / "zarr.json")
+    if document is not None:
+        return dict(document.get("attributes", {}).get("ome", {}))
+    return read_json(group / ".zattrs") or {}
 
 
 def write_group(group: Path, attributes: dict[str, Any], version: str) -> None:
@@ -307,14 +341,21 @@ def write_group(group: Path, attributes: dict[str, Any], version: str) -> None:
     group.mkdir(parents=True, exist_ok=True)
     if version == "0.4":
         if not (group / ".zgroup").exists():
-            write_atomic(group / ".zgroup", json.dumps({"zarr_format": 2}))
-        write_atomic(group / ".zattrs", json.dumps(attributes, indent=2))
+            _put(group / ".zgroup", json.dumps({"zarr_format": 2}))
+        _put(group / ".zattrs", json.dumps(attributes, indent=2))
         return
     document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
     if (group / "zarr.json").exists():
         document = json.loads((group / "zarr.json").read_bytes())
     document["attributes"]["ome"] = {"version": version, **attributes}
-    write_atomic(group / "zarr.json", json.dumps(document, indent=2))
+    _put(group / "zarr.json", json.dumps(document, indent=2))
+
+
+def _put(file: Path, text: str) -> None:
+    if isinstance(file, Path):
+        write_atomic(file, text)
+    else:  # no part of an object is ever seen
+        file.write_bytes(text.encode())
 
 
 def _list_label(labels: Path, name: str, version: str) -> None:
@@ -327,12 +368,32 @@ def _list_label(labels: Path, name: str, version: str) -> None:
     write_group(labels, attributes | {"labels": names}, version)
 
 
+def _take_away(container: Path, name: str, version: str) -> None:
+    """Remove labels at an address, which nobody may see while new ones are written there."""
+    from cellseg.remote_stores import remove_group
+
+    attributes = metadata_of(container / "labels")
+    attributes.pop("version", None)
+    names = list(attributes.get("labels", ()))
+    if name in names:
+        names.remove(name)
+        write_group(container / "labels", attributes | {"labels": names}, version)
+        remove_group(container / "labels" / name)
+        consolidate_again(container)
+
+
 def consolidate_again(container: Path) -> None:
     """Where a copy of all metadata is kept in one place, readers would not see the new labels."""
     import zarr
 
-    new = container / "zarr.json"
-    if (container / ".zmetadata").exists() or (
-        new.exists() and json.loads(new.read_bytes()).get("consolidated_metadata")
-    ):
+    document = read_json(container / "zarr.json")
+    if document is None:
+        copied = read_json(container / ".zmetadata")
+    else:
+        copied = document.get("consolidated_metadata")
+    if copied and is_remote(container):
+        from cellseg.remote_stores import store_at
+
+        zarr.consolidate_metadata(store_at(str(container), read_only=False))
+    elif copied:
         zarr.consolidate_metadata(str(container))

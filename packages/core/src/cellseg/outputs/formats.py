@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
@@ -21,6 +22,8 @@ SUFFIXES: dict[Format, str] = {
     "ctc": "_RES",
     "geff": ".geff",
 }
+_LONGEST = 200
+"""Bytes of a file name, with room for what is added to it."""
 TRACKED: tuple[Format, ...] = ("ctc", "geff")
 """Formats of tracks: only for movies whose objects were followed from frame to frame."""
 PROBABILITIES = "_probabilities"
@@ -51,8 +54,16 @@ def output_for(format: Format, folder: Path, name: str, label_name: str) -> Outp
         DataError: the name would lead out of the folder.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or ".." in parts or parts[0] == "/" or ":" in parts[0]:
-        raise DataError(f"The image name {name!r} cannot be used as a file name.")
+    longest = max((len(os.fsencode(part)) for part in parts), default=0)
+    if (
+        not parts
+        or parts[0] == "/"
+        or any(part.startswith(".") for part in parts)
+        or ":" in parts[0]
+        or "\0" in name
+        or longest > _LONGEST
+    ):
+        raise DataError(f"The image name {name[:200]!r} cannot be used as a file name.")
     path = folder.joinpath(*parts)
     return Output(format, path.with_name(path.name + SUFFIXES[format]), label_name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from itertools import chain
 from math import isnan
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from cellseg.engine.tile import NO_CLASS
 from cellseg.outputs.result import Result, output_file
+from cellseg.texts import CsvWriter
 
 DIGITS = 3
 """Decimals of centroids: a thousandth of a voxel."""
@@ -71,7 +71,7 @@ def columns(result: Result, frames: range | None = None) -> dict[str, NDArray[An
 def write_csv(result: Result, path: Path) -> None:
     """Write the object table as CSV; a missing score is an empty field."""
     with output_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = CsvWriter(file)
         for number, table in enumerate(_parts(result)):
             if not number:
                 writer.writerow(table)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellseg.data import Dataset, Sample
-from cellseg.errors import DataError
-from cellseg.options import parse, unaliased
+from cellseg.errors import DataError, UnreadableImagesError
+from cellseg.locations import collapsed, is_remote, refuse_remote, remembered
+from cellseg.options import Options, parse, unaliased
 from cellseg.readers.origins import with_origins
 from cellseg.readers.stored import NONE
 from cellseg.specs import DatasetSpec
@@ -27,11 +28,20 @@ def reader_for(plugins: Plugins, path: Path, name: str = AUTO) -> DatasetSpec[An
         DataError: the path does not exist, or none or several readers recognise it.
         UnknownPluginError: there is no reader of that name.
     """
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder.")
+    with remembered():
+        return _reader_for(plugins, path, name)
+
+
+def _reader_for(plugins: Plugins, path: Path, name: str) -> DatasetSpec[Any]:
+    refuse_missing(path)
+    far = is_remote(path)
     if name != AUTO:
-        return plugins.get(DatasetSpec, name)
+        reader = plugins.get(DatasetSpec, name)
+        if not reader.remote:
+            refuse_remote(path, f"what the reader {name!r} reads")
+        return reader
     readers = plugins.all(DatasetSpec)
+    readers = {name: reader for name, reader in readers.items() if reader.remote or not far}
     fitting = [reader for reader in readers.values() if reader.recognises(path)]
     if len(fitting) == 1:
         return fitting[0]
@@ -41,6 +51,13 @@ def reader_for(plugins: Plugins, path: Path, name: str = AUTO) -> DatasetSpec[An
             f"{path}: could be read as {names}.",
             hint=f"Choose one: --reader {fitting[0].name}",
         )
+    if far:
+        raise DataError(
+            f"{path}: is no OME-Zarr image or plate, nor a folder of images; other formats are "
+            "read from this computer alone.",
+            hint="Give the address of an OME-Zarr image or plate, or of the folder that they are "
+            "in where the store can list it.",
+        )
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"{path}: is empty: the file has 0 bytes.")
     listed = "; ".join(f"{reader.name}: {reader.summary}" for reader in readers.values())
@@ -48,6 +65,18 @@ def reader_for(plugins: Plugins, path: Path, name: str = AUTO) -> DatasetSpec[An
     raise DataError(
         f"{path}: {what} a reader recognises.", hint=f"Readers ({listed}): choose with --reader."
     )
+
+
+def refuse_missing(path: Path) -> None:
+    """Raise a DataError where nothing is at a path or an address."""
+    if path.exists():
+        return
+    hint = None
+    if collapsed(path):
+        hint = "Path() joins the slashes of an address: give cellseg.locations.location('...')."
+    elif is_remote(path):
+        hint = "Is it the whole address of an OME-Zarr, up to .zarr?"
+    raise DataError(f"{path}: there is no such file or folder.", hint=hint)
 
 
 def open_dataset(
@@ -85,6 +114,30 @@ def open_dataset(
     for sample in samples if labelled else ():
         _check_labels(path, sample)
     return samples
+
+
+def open_readable(
+    reader: DatasetSpec[Any], path: Path, options: Options, labelled: bool = False
+) -> tuple[Dataset, dict[str, str]]:
+    """The samples at ``path`` that can be read, and what is wrong with the others.
+
+    Args:
+        reader: that opens the path.
+        path: file, folder or container.
+        options: of the reader.
+        labelled: look for ground truth.
+
+    Returns:
+        The samples, in the order of the reader; and problems, by the name or path of an image.
+
+    Raises:
+        ConfigError: an option does not fit the files.
+        DataError: nothing can be read.
+    """
+    try:
+        return reader.open(path, options, labelled), {}
+    except UnreadableImagesError as error:
+        return error.samples, dict(error.problems)
 
 
 def describe(samples: Sequence[Sample]) -> list[str]:

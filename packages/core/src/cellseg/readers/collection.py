@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.classes import MOST_CLASSES
-from cellseg.data import Sample
-from cellseg.errors import CellsegError, ConfigError, DataError
+from cellseg.data import Dataset, Sample
+from cellseg.errors import ConfigError, DataError, UnreadableImagesError
+from cellseg.locations import is_remote, location
 from cellseg.options import read_config, refuse_unknown
 from cellseg.plugins import Plugins
 from cellseg.readers import AUTO, open_dataset
 from cellseg.readers.composed import ClassLabels, Layer, Recoded
 from cellseg.readers.options import ReaderOptions
+from cellseg.readers.problems import Problems
 from cellseg.readers.recognise import COLLECTION, is_collection
 
 _BACKGROUND = "background"
@@ -66,17 +68,29 @@ def open_collection(path: Path, options: ReaderOptions, labelled: bool) -> list[
     entries, classes = _read(path)
     plugins = Plugins()
     common = {k: v for k, v in options.model_dump().items() if v is not None}
-    opened = []
+    opened: list[tuple[Entry, Dataset]] = []
+    problems = Problems()
     for entry in entries:
+        given = {**common, **entry.options}
+        samples: Dataset = ()
         try:
-            given = {**common, **entry.options}
             samples = open_dataset(plugins, entry.path, entry.reader, given, labelled)
-        except (ConfigError, DataError) as error:
-            raise _named(error, entry) from error
+        except UnreadableImagesError as error:
+            problems.add(_of_entry(error, entry), entry.name)
+            samples = error.samples
+        except DataError as error:
+            problems.add(
+                DataError(f"data set {entry.name!r}: {error}", hint=error.hint), entry.name
+            )
+            continue
+        except ConfigError as error:
+            raise ConfigError(f"data set {entry.name!r}: {error}", hint=error.hint) from error
         _refuse_ignored(entry, samples)
         opened.append((entry, samples))
+    placed = [_placed(entry, sample) for entry, samples in opened for sample in samples]
+    problems.refuse(placed)
     if not labelled:
-        return [_placed(entry, sample) for entry, samples in opened for sample in samples]
+        return placed
     table = _classes(path, opened, classes)
     made: list[Sample] = []
     for entry, samples in opened:
@@ -90,8 +104,11 @@ def open_collection(path: Path, options: ReaderOptions, labelled: bool) -> list[
     return made
 
 
-def _named(error: CellsegError, entry: Entry) -> CellsegError:
-    return type(error)(f"data set {entry.name!r}: {error}", hint=error.hint)
+def _of_entry(error: UnreadableImagesError, entry: Entry) -> UnreadableImagesError:
+    """The same with the name of the data set."""
+    named = {f"{entry.name}/{name}": problem for name, problem in error.problems.items()}
+    message = f"data set {entry.name!r}: {error}"
+    return UnreadableImagesError(message, error.samples, named, hint=error.hint)
 
 
 def _refuse_ignored(entry: Entry, samples: Sequence[Sample]) -> None:
@@ -145,7 +162,8 @@ def _coded(entry: Entry, sample: Sample, table: tuple[str, ...]) -> Sample:
         if kinds == tuple(range(len(kinds))):
             return sample
         return replace(sample, labels=Recoded(sample.labels, kinds))
-    modified = sample.path.stat().st_mtime_ns if sample.path is not None else 0
+    near = sample.path is not None and not is_remote(sample.path)
+    modified = sample.path.stat().st_mtime_ns if near and sample.path is not None else 0
     layer = Layer(sample.labels, table.index(_own_classes(entry, sample)[1]), modified=modified)
     return replace(sample, labels=ClassLabels((layer,)))
 
@@ -193,7 +211,8 @@ def _entry(file: Path, number: int, values: Any) -> Entry:
     if not isinstance(values, dict) or not isinstance(values.get("path"), str):
         raise ConfigError(f"{where}: expected 'path: FOLDER' and what else there is to say.")
     refuse_unknown(map(str, values), Entry.__dataclass_fields__, where)
-    path = file.parent / Path(values["path"]).expanduser()
+    path = location(values["path"]).expanduser()
+    path = path if is_remote(path) else file.parent / path
     if path.resolve() in (file.resolve(), file.parent.resolve()) and is_collection(path):
         raise ConfigError(f"{where}: path: {values['path']} is this collection itself.")
     weight = values.get("weight", 1.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cellseg.data import Sample
 from cellseg.errors import DataError
 from cellseg.readers.composed import Classified
+from cellseg.readers.hdf5_links import linked, refuse_bombs
 from cellseg.readers.options import Hdf5Options, KeyOptions, ReaderOptions, ZarrOptions
 from cellseg.readers.problems import Problems, damaged
 from cellseg.readers.recognise import (
@@ -29,6 +30,8 @@ from cellseg.readers.stored import UNKNOWN, Stored, micrometres
 from cellseg.readers.view import samples_of
 from cellseg.readers.zarr_array import ZarrArray, zarr_array
 
+_MOST_NODES, _DEEPEST = 1_000_000, 64
+"""Groups and arrays of an HDF5 file, and groups in each other."""
 Tree: TypeAlias = "Mapping[str, Tree | Stored]"
 """The groups and arrays of a container."""
 
@@ -59,7 +62,9 @@ class Hdf5Dataset:
         with damaged(self.where):
             status = os.stat(self.file)
             file = _opened(self.file, status.st_mtime_ns, status.st_ino, os.getpid())
-            return np.asarray(file[self.key][key])
+            dataset = file[self.key]
+            refuse_bombs(self.where, dataset, key)
+            return np.asarray(dataset[key])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +89,7 @@ def open_zarr(path: Path, options: ZarrOptions, labelled: bool) -> list[Sample]:
     """The volumes of a Zarr container, or of all containers in a folder."""
     containers = [path] if is_zarr_node(path) else zarrs_in(path)
     strict = not options.allow_missing_chunks
-    trees = {one: _zarr_tree(one, strict) for one in containers}
-    return _samples(path, trees, options, options, labelled)
+    return _samples(path, containers, partial(_zarr_tree, strict=strict), options, labelled)
 
 
 def open_hdf5(path: Path, options: Hdf5Options, labelled: bool) -> list[Sample]:
@@ -93,35 +97,29 @@ def open_hdf5(path: Path, options: Hdf5Options, labelled: bool) -> list[Sample]:
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in HDF5_SUFFIXES)
-    problems = Problems()
-    trees: dict[Path, Tree | Stored] = {}
-    for file in files:
-        with problems.kept():
-            trees[file] = hdf5_tree(file)
-    problems.refuse()
-    return _samples(path, trees, options, options, labelled)
+    return _samples(path, files, hdf5_tree, options, labelled)
 
 
 def _samples(
     path: Path,
-    trees: Mapping[Path, Tree | Stored],
-    options: ReaderOptions,
-    keys: KeyOptions,
+    files: Sequence[Path],
+    tree_of: Callable[[Path], Tree | Stored],
+    options: ZarrOptions | Hdf5Options,
     labelled: bool,
 ) -> list[Sample]:
     problems = Problems()
     samples: list[Sample] = []
-    for file, tree in trees.items():
-        with problems.kept():
-            for volume in _volumes(file, tree, keys, labelled):
+    for file in files:
+        with problems.kept(file.stem):
+            for volume in _volumes(file, tree_of(file), options, labelled):
                 parts = (file.stem if file != path else "", volume.name)
                 name = "/".join(part for part in parts if part) or file.stem
-                with problems.kept():
+                with problems.kept(name):
                     made = samples_of(name, volume.raw, volume.labels, options, file)
                     if volume.classes is not None:
-                        made = _classified(file, made, volume, options, keys)
+                        made = _classified(file, made, volume, options, options)
                     samples += [replace(sample, split=volume.split) for sample in made]
-    problems.refuse()
+    problems.refuse(samples)
     return samples
 
 
@@ -169,24 +167,25 @@ def _search(
                 lonely.append(name)
         if labelled and found and lonely:
             problems.add(
-                DataError(f"{where}: labels without {keys.raw_key!r} in: {', '.join(lonely)}.")
+                DataError(f"{where}: labels without {keys.raw_key!r} in: {', '.join(lonely)}."),
+                where,
             )
         return found
     labels = None
     if labelled:
-        with problems.kept():
+        with problems.kept(where):
             labels = _labels(where, tree, keys)
         if labels is None:
             return []
     classes = None
     if labelled and keys.class_key is not None:
-        with problems.kept():
+        with problems.kept(where):
             classes = _class_map(where, tree, keys.class_key, raw)
         if classes is None:
             return []
     if isinstance(raw, Stored):
         if labels is not None and not isinstance(labels, Stored):
-            problems.add(DataError(f"{where}: its labels are a group; expected an array."))
+            problems.add(DataError(f"{where}: its labels are a group; expected an array."), where)
             return []
         truth = _lenient(labels) if labels is not None else None
         return [_Volume("", raw, truth, classes=classes)]
@@ -244,7 +243,8 @@ def _by_name(
                 f"{where}: arrays without a partner; images without labels: "
                 f"{', '.join(lonely) or 'none'}; labels without an image: "
                 f"{', '.join(orphans) or 'none'}."
-            )
+            ),
+            where,
         )
     pairs = ((name, image, truths.get(name)) for name, image in images.items())
     return [
@@ -296,7 +296,8 @@ def _paths(tree: Tree, prefix: str = "") -> list[str]:
 def _zarr_tree(path: Path, strict: bool) -> Tree | Stored:
     array = zarr_array(path, strict=strict)
     if array is not None:
-        return _stored(array, zarr_attributes(path), list(array.dimensions))
+        with damaged(str(path)):
+            return _stored(array, zarr_attributes(path), list(array.dimensions))
     if "multiscales" in ome_attributes(path):
         from cellseg.ome.read import levels
 
@@ -331,19 +332,28 @@ def hdf5_tree(path: Path) -> Tree:
     """
     import h5py
 
-    def walk(group: Any) -> Tree:
+    found = 0
+
+    def walk(group: Any, prefix: str, above: tuple[Any, ...]) -> Tree:
+        nonlocal found
         tree: dict[str, Tree | Stored] = {}
-        for name, node in group.items():
+        for name in group:
+            node, key = linked(path, group, name), f"{prefix}/{name}"
+            found += 1
+            if found > _MOST_NODES or len(above) > _DEEPEST:
+                raise DataError(f"{path}: has too many groups and arrays in each other.")
             if isinstance(node, h5py.Group):
-                tree[name] = walk(node)
-            elif node.shape is not None and node.dtype.names is None:
-                pixels = Hdf5Dataset(str(path), node.name, node.shape, node.dtype, node.chunks)
-                names = [dimension.label for dimension in node.dims]
-                tree[name] = _stored(pixels, dict(node.attrs), names)
+                if node not in above:  # a link may lead back
+                    tree[name] = walk(node, key, (*above, node))
+            elif isinstance(node, h5py.Dataset) and node.shape is not None:
+                if node.dtype.names is None:
+                    pixels = Hdf5Dataset(str(path), key, node.shape, node.dtype, node.chunks)
+                    names = [dimension.label for dimension in node.dims]
+                    tree[name] = _stored(pixels, dict(node.attrs), names)
         return tree
 
     with damaged(str(path)), h5py.File(path, "r") as file:
-        return walk(file)
+        return walk(file, "", (file["/"],))
 
 
 def _stored(pixels: Any, attributes: Mapping[str, Any], names: list[str | None]) -> Stored:

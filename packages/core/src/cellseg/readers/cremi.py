@@ -49,9 +49,9 @@ def open_cremi(path: Path, options: ReaderOptions, labelled: bool) -> list[Sampl
     problems = Problems()
     samples: list[Sample] = []
     for file in files:
-        with problems.kept():
+        with problems.kept(file.stem):
             samples += _samples(file, options, labelled)
-    problems.refuse()
+    problems.refuse(samples)
     return samples
 
 

@@ -52,10 +52,12 @@ def open_ctc(path: Path, options: CtcOptions, labelled: bool) -> list[Sample]:
     for sequence in chosen(path, labelled):
         opened = open_sequence(sequence, options, labelled)
         contradictions = _contradictions(sequence, opened.samples)
-        for problem in (*opened.missing, *opened.problems, *contradictions):
-            problems.add(problem)
-        samples += opened.samples
-    problems.refuse()
+        wrong = (*opened.missing, *opened.problems, *contradictions)
+        for problem in wrong:
+            problems.add(problem, sequence.name)
+        if not wrong:  # a movie that lacks a frame is no movie
+            samples += opened.samples
+    problems.refuse(samples)
     return samples
 
 

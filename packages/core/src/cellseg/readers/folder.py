@@ -94,10 +94,10 @@ def open_folder(path: Path, options: FolderOptions, labelled: bool) -> list[Samp
     problems = Problems()
     samples: list[Sample] = []
     for pair in pairs:
-        with problems.kept():
+        with problems.kept(pair.name):
             labels = label_image(pair.labels) if pair.labels is not None else None
             samples += samples_of(pair.name, image_file(pair.image), labels, options, pair.image)
-    problems.refuse()
+    problems.refuse(samples)
     return samples
 
 

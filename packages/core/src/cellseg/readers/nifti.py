@@ -82,9 +82,9 @@ def open_nifti(path: Path, options: NiftiOptions, labelled: bool) -> list[Sample
     problems = Problems()
     samples: list[Sample] = []
     for folder in folders:
-        with problems.kept():
+        with problems.kept(str(folder.images)):
             samples += _samples(folder, options, labelled, problems)
-    problems.refuse()
+    problems.refuse(samples)
     return samples
 
 
@@ -138,8 +138,8 @@ def _samples(
         _refuse_lonely(folder, set(groups), set(truths))
     samples: list[Sample] = []
     for name, files in groups.items():
-        with problems.kept():
-            label = f"{folder.prefix}{name}"
+        label = f"{folder.prefix}{name}"
+        with problems.kept(label):
             if labelled:
                 made = _labelled(label, files, truths[name], folder.table, options)
             else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import DataError, PluginError
 from cellseg.files import storage_errors
+from cellseg.limits import DEFLATE, refuse_absurd
 from cellseg.readers.problems import damaged
 from cellseg.readers.stored import Channel, Stored, micrometres
 
@@ -132,8 +132,10 @@ def nifti_image(path: Path, unit: str = "auto", *, labels: bool = False) -> Stor
         said = str(header.get_xyzt_units()[0])
     if not 2 <= len(shape) <= len(_AXES):
         raise DataError(f"{path}: is no image: its shape is {shape}.")
+    refuse_absurd(str(path), shape)
     voxels = NiftiVoxels(str(path), shape, stored, offset, slope, inter, labels)
-    if not _compressed(path) and offset + math.prod(shape) * stored.itemsize > path.stat().st_size:
+    most = path.stat().st_size * (DEFLATE if _compressed(path) else 1)
+    if offset < 0 or offset + math.prod(shape) * stored.itemsize > most:
         raise DataError(f"{path}: is cut short: voxels are missing at its end.")
     sizes = [micrometres(size, _UNITS[said] if unit == "auto" else unit) for size in zooms]
     if unit == "auto" and said != "unknown" and any(size and size > _LARGEST for size in sizes):
@@ -176,9 +178,11 @@ def _mapped(voxels: NiftiVoxels, modified: int, inode: int) -> NDArray[Any]:
     if not _compressed(path):
         return np.memmap(path, voxels.stored, "r", voxels.offset, voxels.shape, "F")
     with storage_errors(Path(tempfile.gettempdir())), scratch_file() as file:
-        with gzip.open(path) as packed:
-            shutil.copyfileobj(packed, file, 1 << 20)
-        if file.tell() < voxels.offset + math.prod(voxels.shape) * voxels.stored.itemsize:
+        wanted = voxels.offset + math.prod(voxels.shape) * voxels.stored.itemsize
+        with gzip.open(path) as packed:  # no more than is wanted, however much there is
+            while (left := wanted - file.tell()) and (block := packed.read(min(left, 1 << 20))):
+                file.write(block)
+        if file.tell() < wanted:
             raise DataError(f"{path}: is cut short: voxels are missing at its end.")
         file.flush()
         return np.memmap(file, voxels.stored, "r", voxels.offset, voxels.shape, "F")

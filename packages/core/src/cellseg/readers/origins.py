@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cellseg.data import Dataset, Sample
 from cellseg.errors import DataError
 from cellseg.files import write_atomic
+from cellseg.locations import is_remote
+from cellseg.readers.recognise import is_zarr_node
 
 FILE = "cellseg-samples.json"
 
@@ -105,6 +107,8 @@ def with_origins(path: Path, samples: Dataset) -> Dataset:
     told: list[Sample] = []
     for sample in samples:
         at = sample.path or (path / FILE if path.is_dir() else path)
+        if is_remote(path):  # a question costs time there, and plates have many folders
+            at = path if is_zarr_node(path) else path / FILE
         for place in _places(at):
             if place not in known:
                 known[place] = Origins.load(place / FILE) if (place / FILE).is_file() else None

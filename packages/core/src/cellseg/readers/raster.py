@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import DataError
+from cellseg.limits import DEFLATE, refuse_large_block
 from cellseg.readers.problems import damaged
 from cellseg.readers.stored import Stored
 
@@ -51,9 +52,12 @@ def raster_image(path: Path) -> Stored:
     """
     with damaged(str(path)), path.open("rb") as file:
         png = path.suffix.lower() in PNG
-        height, width, samples, bits = _png(file) if png else _jpeg(file)
+        height, width, samples, bits = _png(file) if png else jpeg_header(file)
     shape = (height, width) if samples == 1 else (height, width, samples)
     dtype = np.dtype(np.uint16 if bits > 8 else np.uint8)
+    if png and height * width * bits // 8 > DEFLATE * path.stat().st_size:
+        raise DataError(f"{path}: is cut short: it is too small for {height} x {width} pixels.")
+    refuse_large_block(str(path), shape, dtype.itemsize, "the picture")
     alpha = png and samples in (2, 4)
     axes = "YX" if samples == 1 else "YXS"
     return Stored(Raster(str(path), shape, dtype), axes, alpha=alpha, colours=samples >= 3)
@@ -77,7 +81,8 @@ def _png(file: BinaryIO) -> tuple[int, int, int, int]:
         file.seek(length, 1)
 
 
-def _jpeg(file: BinaryIO) -> tuple[int, int, int, int]:
+def jpeg_header(file: BinaryIO) -> tuple[int, int, int, int]:
+    """Height, width, samples of a pixel and bits of a sample of a JPEG file."""
     if file.read(2) != b"\xff\xd8":
         raise ValueError("it is no JPEG file")
     while True:
@@ -90,6 +95,7 @@ def _jpeg(file: BinaryIO) -> tuple[int, int, int, int]:
         if kind in _FRAME_MARKERS:
             bits, height, width, samples = struct.unpack(">BHHB", file.read(6))
             if samples == 4:
-                raise DataError(f"{file.name}: is a CMYK picture.", hint="Save it as RGB or gray.")
+                where = getattr(file, "name", "The data")
+                raise DataError(f"{where}: is a CMYK picture.", hint="Save it as RGB or gray.")
             return height, width, samples, bits
         file.seek(length - 2, 1)

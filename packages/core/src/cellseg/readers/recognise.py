@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import DataError
+from cellseg.limits import MOST_JSON, read_bytes
+from cellseg.locations import is_remote, prefetch
 from cellseg.readers.ctc_folders import is_ctc
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -23,7 +25,7 @@ _CREMI = re.compile(r"sample_?[abc]\+?(_padded)?(_\d{8})?\.(hdf|h5|hdf5)", re.IG
 _SNEMI3D = tuple(
     f"{volume}_{part}" for volume in ("AC3", "AC4") for part in ("inputs", "labels")
 ) + tuple(f"{volume}-{part}" for volume in ("train", "test") for part in ("input", "labels"))
-_ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+_ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 
 
 def is_folder(path: Path) -> bool:
@@ -46,7 +48,7 @@ def is_tiff(path: Path) -> bool:
 
 def is_ome_zarr(path: Path) -> bool:
     """An OME-Zarr image, or a folder of them."""
-    return any(_is_image(one) for one in _zarrs(path)[:1])
+    return any(_is_image(one) for one in _first(path))
 
 
 def is_plate(path: Path) -> bool:
@@ -56,9 +58,7 @@ def is_plate(path: Path) -> bool:
 
 def is_zarr(path: Path) -> bool:
     """A Zarr container that is neither an OME-Zarr image nor a plate, or a folder of them."""
-    return any(
-        not _is_image(one) and "plate" not in ome_attributes(one) for one in _zarrs(path)[:1]
-    )
+    return any(not _is_image(one) and "plate" not in ome_attributes(one) for one in _first(path))
 
 
 def is_hdf5(path: Path) -> bool:
@@ -94,7 +94,7 @@ def is_cremi(path: Path) -> bool:
         return False
     files = [file for file in path.iterdir() if file.suffix.lower() in HDF5_SUFFIXES]
     named = all(_CREMI.fullmatch(file.name) for file in files)
-    return bool(files) and named and _has_cremi_image(min(files))
+    return bool(files) and named and any(map(_has_cremi_image, sorted(files)))
 
 
 def is_nifti(path: Path) -> bool:
@@ -131,8 +131,10 @@ def is_collection(path: Path) -> bool:
 
 
 def is_zarr_node(path: Path) -> bool:
-    """A Zarr group or array on disk."""
-    return path.is_dir() and any((path / name).is_file() for name in _ZARR_FILES)
+    """A Zarr group or array."""
+    if not is_remote(path) and not path.is_dir():
+        return False
+    return any((path / name).is_file() for name in _ZARR_FILES)
 
 
 def zarr_attributes(path: Path) -> Mapping[str, Any]:
@@ -164,10 +166,12 @@ def read_json(file: Path) -> dict[str, Any] | None:
         DataError: it is no JSON object.
     """
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(read_bytes(file, MOST_JSON))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise DataError(f"{file}: is damaged: it should hold a JSON object.")
@@ -182,9 +186,9 @@ def zarrs_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: is neither a Zarr container nor a folder of them.")
-    return sorted(
-        one for one in folder.iterdir() if not one.name.startswith(".") and is_zarr_node(one)
-    )
+    inside = [one for one in folder.iterdir() if not one.name.startswith(".")]
+    prefetch(one / name for one in inside for name in _ZARR_FILES[:2])
+    return sorted(one for one in inside if is_zarr_node(one))
 
 
 def _zarrs(path: Path) -> list[Path]:
@@ -192,6 +196,18 @@ def _zarrs(path: Path) -> list[Path]:
     if is_zarr_node(path):
         return [path]
     return zarrs_in(path) if path.is_dir() and not is_collection(path) else []
+
+
+def _first(path: Path) -> list[Path]:
+    """The first of the containers that says what it is; a damaged one among others does not."""
+    containers = _zarrs(path)
+    for one in containers[:-1]:
+        try:
+            ome_attributes(one)
+        except DataError:
+            continue
+        return [one]
+    return containers[-1:]
 
 
 def _is_image(path: Path) -> bool:

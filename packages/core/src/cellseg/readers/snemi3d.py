@@ -65,9 +65,9 @@ def open_snemi3d(path: Path, options: ReaderOptions, labelled: bool) -> list[Sam
     problems = Problems()
     samples: list[Sample] = []
     for volume in _VOLUMES:
-        with problems.kept():
+        with problems.kept(volume.name):
             samples += _samples(path, volume, found, options, labelled)
-    problems.refuse()
+    problems.refuse(samples)
     if not samples:
         raise DataError(
             f"{path}: holds no volume of SNEMI3D{' with labels' if labelled else ''}.",

@@ -23,8 +23,16 @@ import tifffile
 from numpy.typing import NDArray
 
 from cellseg.errors import DataError
+from cellseg.limits import refuse_absurd
 from cellseg.readers.problems import damaged
 from cellseg.readers.stored import UNKNOWN, Stored
+from cellseg.readers.tiff_limits import (
+    refuse_blocks,
+    refuse_circle,
+    refuse_others,
+    refuse_stream,
+    refuse_whole,
+)
 from cellseg.readers.tiff_metadata import channel_names, steps
 
 SUFFIXES = (".tif", ".tiff")
@@ -38,6 +46,7 @@ _TRUNCATION = (
     "corrupted",
     "incompletely",
     "out of range",
+    "circular",
 )
 """Words of what tifffile logs where pixels or metadata are not there."""
 
@@ -111,7 +120,10 @@ def tiff_image(path: Path) -> Stored:
     Raises:
         DataError: it is no TIFF, is damaged, or holds several images.
     """
+    with damaged(str(path)):
+        refuse_circle(path)
     with damaged(str(path)), _strict(path), tifffile.TiffFile(path) as file:
+        refuse_others(path, file)
         series = _main_series(path, file)
         shape = tuple(series.get_shape(squeeze=False))
         letters = series.get_axes(squeeze=False)
@@ -182,6 +194,7 @@ def _pixels(
 ) -> MappedTiff | PagedTiff | WholeTiff:
     size = path.stat().st_size
     dtype = np.dtype(series.dtype)
+    refuse_absurd(str(path), shape)
     if any(page is None for page in series.pages):
         raise DataError(f"{path}: pages are missing from the file.")
     if any(page.parent is not file for page in series.pages):
@@ -194,6 +207,7 @@ def _pixels(
         if offset + math.prod(shape) * dtype.itemsize > size:
             raise DataError(f"{path}: is cut short: pixels are missing at its end.")
         return MappedTiff(str(path), offset, shape, dtype.newbyteorder(file.byteorder))
+    refuse_blocks(path, series, shape)
     for page in (series.pages[0], series.pages[-1]):
         spans = zip(page.dataoffsets, page.databytecounts, strict=False)
         if any(start + count > size for start, count in spans):
@@ -203,6 +217,7 @@ def _pixels(
         within = tuple(n for n in shape[lead:] if n != 1)
         if math.prod(shape[:lead]) == len(series.pages) and within == inner:
             return PagedTiff(str(path), shape, dtype.newbyteorder("="), lead)
+    refuse_whole(path, shape, dtype.itemsize)
     return WholeTiff(str(path), shape, dtype.newbyteorder("="))
 
 
@@ -249,6 +264,7 @@ def _read_page(
             if len(data) < count:
                 raise DataError(f"{where}: is cut short: pixels are missing at its end.")
             origin = [i * size for i, size in zip(index, chunk, strict=True)]
+            refuse_stream(where, frame, data)
             piece = _decode(frame, page, data, segment)
             extent = [min(s, n - o) for s, n, o in zip(chunk, shape, origin, strict=True)]
             piece = piece[tuple(slice(0, size) for size in extent)]

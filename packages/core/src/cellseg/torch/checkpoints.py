@@ -7,13 +7,13 @@ checkpoint/
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cellseg.errors import DataError
-from cellseg.files import remove, remove_leftovers, storage_errors
+from cellseg.errors import DataError, WeightsError
+from cellseg.files import discard, move_whole, remove, remove_leftovers, storage_errors
+from cellseg.torch.reading import DAMAGED, UnsafeWeightsError, first_line, torch_errors
 from cellseg.torch.weights import save_tensors
 
 
@@ -39,6 +39,8 @@ class Position:
     """The best score."""
     kept: list[int] = field(default_factory=list)
     """Epochs whose weights are on disk."""
+    most: int = 0
+    """Samples that go through the network at once since the memory ran out; 0 is a whole batch."""
 
 
 class Checkpoints:
@@ -59,22 +61,23 @@ class Checkpoints:
 
         Raises:
             DataError: the checkpoint is damaged or belongs to other options.
+            WeightsError: it could run code.
         """
         path = self.last(self.directory)
         assert path is not None
         state["position"] = None
         try:
-            self._fabric.load(path, state, weights_only=True)
+            with torch_errors(path):
+                self._fabric.load(path, state, weights_only=True)
             values = state["position"]
             known = {f.name for f in fields(Position)}
             if not isinstance(values, dict) or set(values) != known:
                 raise DataError(f"{path} was written by another version of cellseg.")
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            if isinstance(error, DataError):
-                raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (DataError, UnsafeWeightsError):
+            raise
+        except (*DAMAGED, WeightsError) as error:
             raise DataError(
-                f"{path} cannot be resumed from: {reason}",
+                f"{path} cannot be resumed from: {first_line(error)}",
                 hint="Start a new run; the weights of the best epochs are beside it.",
             ) from error
         values["best"] = [(float(score), int(epoch)) for score, epoch in values["best"]]
@@ -88,9 +91,13 @@ class Checkpoints:
         values["best"] = [list(pair) for pair in position.best]
         with storage_errors(path):
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._fabric.save(temporary, {**state, "position": values})
+            try:
+                self._fabric.save(temporary, {**state, "position": values})
+            except BaseException:
+                discard(temporary)
+                raise
             if self._fabric.is_global_zero:
-                temporary.replace(path)
+                move_whole(temporary, path, durable=True)
                 needed = {path, *(self.weights(epoch) for epoch in position.kept)}
                 for file in self.directory.iterdir():
                     if file.suffix in (".ckpt", ".safetensors") and file not in needed:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from cellseg.errors import WeightsError
 from cellseg.files import write_atomic
+from cellseg.limits import MOST_JSON, read_bytes
 
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
@@ -53,13 +54,13 @@ class ModelDescription:
         """
         file = directory / cls.file()
         try:
-            description = cls(**json.loads(file.read_text(encoding="utf-8")))
+            description = cls(**json.loads(read_bytes(file, MOST_JSON, WeightsError)))
             for each in fields(cls):
                 kind = _KINDS.get(str(each.type))
                 if kind is not None and not isinstance(getattr(description, each.name), kind):
                     raise WeightsError(f"{file}: {each.name} is no {each.type}.")
             description.check(file)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise WeightsError(
                 f"{file} cannot be read: {error}",
                 hint=f"Give the directory of a {cls.BACKEND} model of this version.",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch  # noqa: TID253
 
 from cellseg.errors import DeviceError
+from cellseg.memory import out_of_memory
 
 
 def resolve_device(device: str) -> torch.device:
@@ -74,10 +75,8 @@ def memory_errors(hint: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceError("The GPU's memory does not suffice.", hint=hint) from error
-    except MemoryError as error:
-        raise DeviceError("The computer's memory does not suffice.", hint=hint) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
             raise DeviceError("The computer's memory does not suffice.", hint=hint) from error
         raise
 

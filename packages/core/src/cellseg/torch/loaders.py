@@ -51,15 +51,17 @@ class Share:
 
 
 class _Forward(Sampler[list[int]]):  # type: ignore[misc]
-    """The batches from ``start`` on, without end."""
+    """The batches from ``start`` on, without end, in parts of at most ``most``."""
 
-    def __init__(self, share: Share, start: int) -> None:
-        self._share, self._start = share, start
+    def __init__(self, share: Share, start: int, most: int) -> None:
+        self._share, self._start, self._most = share, start, most
 
     def __iter__(self) -> Iterator[list[int]]:
         number = 0
         while True:
-            yield self._share.batch(self._start, number)
+            batch = self._share.batch(self._start, number)
+            for first in range(0, len(batch), self._most):
+                yield batch[first : first + self._most]
             number += 1
 
 
@@ -71,12 +73,23 @@ class _Items(Dataset[Any]):  # type: ignore[misc]
         return self._source[index]
 
 
-def stream(loaders: Loaders, share: Share, start: int, workers: int, pin: bool) -> Iterator[Any]:
-    """Batches of training samples from sample ``start`` on, without end."""
+def stream(
+    loaders: Loaders, share: Share, start: int, workers: int, pin: bool, most: int = 0
+) -> Iterator[Any]:
+    """Batches of training samples from sample ``start`` on, without end.
+
+    Args:
+        loaders: where samples come from.
+        share: of this process.
+        start: the number of the first sample.
+        workers: processes that load them.
+        pin: keep batches where a GPU gets them faster.
+        most: samples of a batch that come at once, in parts one after the other; 0 is all.
+    """
     return iter(
         DataLoader(
             _Items(loaders.train),
-            batch_sampler=_Forward(share, start),
+            batch_sampler=_Forward(share, start, most or share.batch_size),
             num_workers=workers,
             collate_fn=loaders.collate,
             pin_memory=pin,

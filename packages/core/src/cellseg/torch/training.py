@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +24,11 @@ from cellseg.torch.checkpoints import Checkpoints, Position
 from cellseg.torch.devices import memory_errors, resolve_device, threads
 from cellseg.torch.hardware import check_hardware, make_fabric, quiet
 from cellseg.torch.learners import Learner, Relabel, as_it_is
-from cellseg.torch.loaders import Loaders, Share, stream
+from cellseg.torch.loaders import Loaders
 from cellseg.torch.optimisation import Average, all_finite, make_optimiser, rates_of, share_of_peak
 from cellseg.torch.options import FitOptions
 from cellseg.torch.ranks import free_port, others
-from cellseg.torch.terms import Terms
+from cellseg.torch.stepping import Stepping
 from cellseg.torch.weights import load_weights
 
 _EXPLODED = 1e4  # times the first loss
@@ -126,8 +126,10 @@ def _train(
     emit: Emit,
     relabel: Relabel = as_it_is,
 ) -> Fit:
-    smaller = max(1, job.options.batch_size // 2)
-    hint = f"Try --batch-size {smaller} --accumulate 2, or smaller patches."
+    hint = "Not even one sample fits: try smaller patches, or another --device."
+    if job.options.devices > 1:
+        smaller = max(1, job.options.batch_size // 2)
+        hint = f"Try --batch-size {smaller} --accumulate 2, or smaller patches."
     with memory_errors(hint), torch.random.fork_rng(devices=[]):
         return _Loop(make_fabric(rank, port, job), module, loaders, job, emit, relabel).run()
 
@@ -160,8 +162,11 @@ class _Loop:
         self.module.mark_forward_method("validation_step")
         self.average = Average(learner, self.options.average)
         self.checkpoints = Checkpoints(job.checkpoint, fabric)
-        self.terms = Terms(fabric)
         self.at = Position()
+        self.stepping = Stepping(
+            fabric, self.module, loaders, self.options, job.seed, lambda text: self.emit(Note(text))
+        )
+        self.terms = self.stepping.terms
         self.metrics: dict[str, float] = {}
         batch = self.options.batch_size * self.options.accumulate
         self.samples_per_step: int = batch * fabric.world_size
@@ -184,17 +189,10 @@ class _Loop:
             self.fabric.log_dict(dict(event.metrics), step=event.step)
 
     def _epochs(self) -> None:
-        share = Share(self.fabric.global_rank, self.fabric.world_size, self.options.batch_size)
-        device = self.fabric.device
-        workers = self.options.num_workers
-        if workers is None:
-            workers = 0 if device.type == "cpu" else min(8, (os.cpu_count() or 1) // share.world)
-        pin = device.type == "cuda"
-        batches = stream(self.loaders, share, self.at.samples, workers, pin)
         while self.at.epoch < self.job.epochs and not self._stopped_early():
             self.module.train()
             while self.at.in_epoch < self.loaders.epoch_samples:
-                stop = self._step(batches)
+                stop = self._step()
                 if stop:
                     self._save()
                     raise InterruptedRunError(
@@ -214,28 +212,14 @@ class _Loop:
                 self._validate()
             self._save()
 
-    def _step(self, batches: Iterator[Any]) -> bool:
+    def _step(self) -> bool:
         """One step of the optimiser; whether the user wants to stop after it."""
         at, options, fabric = self.at, self.options, self.fabric
-        # Dropout and the like depend on the step alone, so no generator needs to be saved.
-        position = at.step * fabric.world_size + fabric.global_rank
-        torch.manual_seed(((self.job.seed << 40) + position) % 2**63)
         epochs = at.epoch + at.in_epoch / self.loaders.epoch_samples
         share = share_of_peak(options, at.step, epochs)
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
-        sums: dict[str, torch.Tensor] = {}
-        for part in range(options.accumulate):
-            batch = fabric.to_device(next(batches))
-            last = part == options.accumulate - 1
-            with fabric.no_backward_sync(self.module, enabled=not last):
-                # Around the step as well: Fabric sets the precision in wrapped modules alone.
-                with fabric.autocast():
-                    terms = self.terms.checked(self.module.training_step(batch))
-                fabric.backward(terms["loss"] / options.accumulate)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() / options.accumulate
-        metrics, stop = self._agree(sums)
+        metrics, stop = self._agree(self.stepping.gradients(at, self.optimiser))
         self._refuse_divergence(metrics["loss"])
         if options.clip:
             norm = fabric.clip_gradients(
@@ -299,9 +283,8 @@ class _Loop:
             for turn in range(math.ceil(count / world)):
                 index = turn * world + self.fabric.global_rank
                 # All processes must take part in each turn; what is done twice counts once.
-                batch = self.fabric.to_device(self.loaders.val[min(index, count - 1)])
-                with self.fabric.autocast():
-                    fractions = self.module.validation_step(batch)
+                batch = self.loaders.val[min(index, count - 1)]
+                fractions = self.stepping.validated(batch)
                 for name, fraction in fractions.items():
                     both = sums.setdefault(name, [0.0, 0.0])
                     if index < count:

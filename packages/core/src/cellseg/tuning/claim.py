@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from cellseg.machine import me
 from cellseg.tuning.library import GRACE, HEARTBEAT
-from cellseg.tuning.machine import me
 from cellseg.tuning.space import MOST_POINTS, Parameter, Point, identity
 from cellseg.tuning.trials import known
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cellseg.errors import DataError
+from cellseg.machine import is_dead, me
 from cellseg.tuning.claim import Claim, stands_in, successor_notes
 from cellseg.tuning.library import GRACE, load, open_storage
-from cellseg.tuning.machine import is_dead, me
 from cellseg.tuning.space import Point, Space
 from cellseg.tuning.trials import Trial, known, trial_of
 

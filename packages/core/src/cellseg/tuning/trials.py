@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from cellseg.files import write_atomic
+from cellseg.texts import CsvWriter
 from cellseg.tuning.space import Point, Space
 
 State: TypeAlias = Literal["waiting", "running", "complete", "pruned", "failed", "replaced"]
@@ -39,6 +39,8 @@ class Trial:
     """Where it ran, in the output folder of whoever ran it."""
     resumes: int | None = None
     """The trial that this one goes on with."""
+    point: int | None = None
+    """Which of the points that were asked for, from 0; it stays when another trial goes on."""
     where: str = ""
     """The name of the computer."""
     started: datetime | None = None
@@ -79,6 +81,7 @@ def trial_of(frozen: Any, space: Space, followed: bool = False) -> Trial:
         message=str(notes.get("replaced") or notes.get("error") or ""),
         folder=str(notes.get("folder", "")),
         resumes=notes.get("resumes"),
+        point=notes.get("point"),
         where=str(process["machine"]).split(" ")[0] if process else "",
         started=frozen.datetime_start,
         ended=frozen.datetime_complete,
@@ -91,10 +94,15 @@ def known(frozen: Any) -> dict[str, Any]:
 
 
 def ranked(trials: Iterable[Trial], maximise: bool) -> list[Trial]:
-    """The complete trials, best first; of equal scores the earlier one."""
+    """The complete trials, best first; of equal scores the earlier point, whatever was stopped."""
     scored = [trial for trial in trials if trial.score is not None]
     sign = -1 if maximise else 1
-    return sorted(scored, key=lambda trial: (sign * (trial.score or 0.0), trial.number))
+
+    def rank(trial: Trial) -> tuple[float, int, int]:
+        point = trial.number if trial.point is None else trial.point
+        return sign * (trial.score or 0.0), point, trial.number
+
+    return sorted(scored, key=rank)
 
 
 def write_table(trials: Sequence[Trial], space: Space, target: Path) -> None:
@@ -106,7 +114,7 @@ def write_table(trials: Sequence[Trial], space: Space, target: Path) -> None:
     names = [one.name for one in space.parameters]
     measured = sorted({name for trial in trials for name in trial.scores})
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = CsvWriter(buffer)
     writer.writerow(["trial", "state", "score", *names, "seconds", "folder", "message", *measured])
     for trial in trials:
         if trial.state == "replaced":

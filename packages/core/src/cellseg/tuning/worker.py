@@ -132,7 +132,7 @@ def start(sent: bytes, stop: Spreading, worker: int, workers: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
     import pickle
 
-    from cellseg.engine.pool import end_with_parent
+    from cellseg.machine import end_with_parent
 
     # Ctrl-C goes to all processes of a terminal; the first one decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cellseg.readers.origins import Origins
 
 _SUFFIX = "_aug"
-_FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|', "_"))
+_FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|' + "".join(map(chr, range(32))), "_"))
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def augment(
         InterruptedRunError: ``interrupted()`` said so.
     """
     from cellseg.files import remove_leftovers
+    from cellseg.locks import beside, sole
     from cellseg.outputs.result import output_file
     from cellseg.readers import open_dataset
 
@@ -117,7 +118,8 @@ def augment(
     )
     if settings.dry_run:
         return found
-    with output_file(place) as folder:
+    with sole(out, beside(place), emit=emit), output_file(place) as folder:
+        _place(out)  # again: another process may have made it
         remove_leftovers(place.parent, {place.name})
         folder.mkdir()
         for done in _run(jobs, folder, settings.workers):

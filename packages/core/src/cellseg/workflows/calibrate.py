@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cellseg.bundle import FILE as BUNDLE_FILE
 from cellseg.bundle import Bundle
 from cellseg.data import Sample
-from cellseg.errors import ConfigError, DataError, PluginError, StorageError, UsageError
+from cellseg.engine.segment import halved_tiling
+from cellseg.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    PluginError,
+    StorageError,
+    UsageError,
+)
 from cellseg.events import Emit, Note
-from cellseg.files import write_atomic
+from cellseg.files import remove_leftovers, write_atomic
+from cellseg.locks import LOCK, WAIT, refuse_busy, sole
+from cellseg.memory import free_memory, memory_is_to_blame, out_of_memory
 from cellseg.normalise import normalised
 from cellseg.options import Options, parse, unaliased
 from cellseg.parts import whole_of
@@ -103,6 +113,7 @@ def calibrate(
         ConfigError: the backend has no calibration, or options are wrong.
         DataError: the images cannot be used, or the model was trained on them.
         PluginError: the backend finds options that its predictor does not take.
+        DeviceError: not even small tiles fit into memory.
     """
     given, reading = dict(options or {}), dict(reader_options or {})
     directory, bundle = Bundle.find(model) if model is not None else (None, None)
@@ -122,6 +133,10 @@ def calibrate(
     tiling = tiling_for(like, bundle, predictor, is_volumetric(predictor, bundle))
     target = _target(settings, directory)
     run = _run_of(directory)
+    home = run.path if run is not None else directory
+    into = home if not settings.dry_run and settings.output is None else None
+    if into is not None:
+        refuse_busy(into, into / LOCK, WAIT)
     if data is not None:
         reader = reader_for(plugins, data, settings.reader)
         reading = unaliased(reading, reader.aliases)
@@ -142,7 +157,7 @@ def calibrate(
         device=settings.device,
         model=directory,
     )
-    found = predictor.calibrate(job, emit)
+    found = _found(predictor, job, emit)
     kept = _kept(predictor, stored, given, found, start)
     before = start.model_dump(mode="json")
     if not settings.dry_run:
@@ -151,8 +166,10 @@ def calibrate(
             polarity = {"polarity": settings.polarity} if settings.polarity else {}
             _write_config(target, predictor.name, {**polarity, **channels, **kept})
         else:
-            assert directory is not None and bundle is not None
-            bundle.model_copy(update={"predict": kept}).save(directory)
+            assert directory is not None and into is not None
+            with sole(into, into / LOCK, hint=WAIT, emit=emit):
+                remove_leftovers(directory, {BUNDLE_FILE})
+                Bundle.load(directory).model_copy(update={"predict": kept}).save(directory)
     return Calibration(
         backend=predictor.name,
         options=kept,
@@ -160,6 +177,33 @@ def calibrate(
         images=len(samples),
         written=None if settings.dry_run else target,
     )
+
+
+def _found(
+    predictor: PredictorSpec[Any], job: CalibrateJob[Any], emit: Emit
+) -> Mapping[str, object]:
+    """What the backend finds; in smaller tiles where the memory does not suffice.
+
+    Raises:
+        DeviceError: not even small tiles fit.
+    """
+    assert predictor.calibrate is not None
+    while True:
+        try:
+            return predictor.calibrate(job, emit)
+        except Exception as error:
+            smaller = halved_tiling(job.tiling) if memory_is_to_blame(error) else None
+            if smaller is None and out_of_memory(error):
+                raise DeviceError(
+                    "The memory does not suffice, not even for small tiles.",
+                    hint="Free the device's memory, or use another one with --device.",
+                ) from error
+            if smaller is None:
+                raise
+        free_memory()
+        size = " x ".join(map(str, smaller.core))
+        emit(Note(f"Out of memory: once more, with tiles of {size} voxels."))
+        job = replace(job, tiling=smaller)
 
 
 def _check_usage(

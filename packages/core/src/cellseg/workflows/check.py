@@ -13,6 +13,7 @@ from cellseg.checks.limits import Limits
 from cellseg.data import Sample
 from cellseg.errors import DataError
 from cellseg.events import Emit, Progress
+from cellseg.locations import Location
 from cellseg.plugins import Plugins
 from cellseg.splits import SplitOptions, make_splits
 
@@ -24,7 +25,7 @@ class CheckSettings(SplitOptions, Limits):
 
     panels: ClassVar = {"Data": ("val", "reader", "seed")}
 
-    val: Path | None = None
+    val: Location | None = None
     """Validation images with labels; without it, the images are divided as training would."""
     reader: str = "auto"
     """How to read the images; auto finds out from the path."""

@@ -19,6 +19,7 @@ from cellseg.errors import (
 )
 from cellseg.events import Emit, Event, Failed, Note, Progress
 from cellseg.files import remove
+from cellseg.locks import LOCK, refuse_busy, sole
 from cellseg.options import parse
 from cellseg.plugins import Plugins
 from cellseg.runs import FILE as RUN_FILE
@@ -98,28 +99,29 @@ def cross_validate(
         options or {},
     )
     folder = Folder(out, runs)
+    if folder.request.exists():
+        refuse_busy(out, out / LOCK)
     folder.check_startable(how.resume)
     others = _others(how.against, plan, out)
-    folder.start(plan.request(), plan.folds, how.resume)
-    work = _Work(plugins, plan, folder, how, _Steps(emit, len(plan.folds)), interrupted)
-    try:
-        folds = tuple(work.fold(number) for number in range(len(plan.folds)))
-    except InterruptedRunError:
-        raise InterruptedRunError(
-            "Stopped; all finished folds and the state of this one are kept.",
-            hint="Go on with the same command and --resume.",
-        ) from None
-    found = CrossValidation(
-        folder=folder,
-        backend=backend,
-        data=data,
-        folds=folds,
-        comparisons=tuple(_comparisons(folds, how, others, plan.settings.seed)),
-    )
-    from cellseg.report.cross_validation import write_cross_validation_report
+    with sole(out, out / LOCK, emit=emit):
+        folder.check_startable(how.resume)  # again: another process may have begun
+        folder.start(plan.request(), plan.folds, how.resume)
+        work = _Work(plugins, plan, folder, how, _Steps(emit, len(plan.folds)), interrupted)
+        try:
+            folds = tuple(work.fold(number) for number in range(len(plan.folds)))
+        except InterruptedRunError:
+            raise InterruptedRunError(
+                "Stopped; all finished folds and the state of this one are kept.",
+                hint="Go on with the same command and --resume.",
+            ) from None
+        comparisons = tuple(_comparisons(folds, how, others, plan.settings.seed))
+        found = CrossValidation(
+            folder=folder, backend=backend, data=data, folds=folds, comparisons=comparisons
+        )
+        from cellseg.report.cross_validation import write_cross_validation_report
 
-    write_cross_validation_report(found, plan.request())
-    found.save()
+        write_cross_validation_report(found, plan.request())
+        found.save()
     return found
 
 

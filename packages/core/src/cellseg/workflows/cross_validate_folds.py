@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from cellseg.data import Dataset
 from cellseg.errors import ConfigError, DataError, UsageError
 from cellseg.files import make_folder, remove, remove_leftovers, write_atomic
+from cellseg.locks import LOCK
 from cellseg.options import flag
 from cellseg.splits import Splits, divided, ranked_groups
 from cellseg.workflows.evaluate_text import plain
@@ -139,6 +141,7 @@ class Folder:
             )
         left = list(self.path.iterdir()) if self.path.is_dir() else []
         taken = self.path.exists() and not self.path.is_dir()
+        left = [path for path in left if path.name != LOCK]
         if taken or any(not path.name.startswith(".part-") for path in left):
             raise DataError(
                 f"{self.path} exists and is not empty.", hint="Choose another --output."
@@ -165,8 +168,9 @@ class Folder:
         """Remove what ``start`` wrote, as if it had not been called."""
         for path in (self.request, self.path / "splits"):
             remove(path)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        for folder in (self.path / "scores", self.path):
+            with suppress(OSError):  # it is not empty, or not there
+                folder.rmdir()
 
     def keep(self, kind: str, fold: int, judged: Judged) -> None:
         """Remember the scores of a fold.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -16,6 +15,7 @@ from cellseg.errors import DataError
 from cellseg.files import write_atomic
 from cellseg.metrics import THRESHOLDS, mean_ap_name
 from cellseg.metrics.significance import Paired, corrected_t_test, paired_test
+from cellseg.texts import CsvWriter
 from cellseg.workflows.cross_validate_folds import RESULTS, Folder, judged_from
 from cellseg.workflows.evaluate_text import aligned, plain, text_of
 from cellseg.workflows.judge import Judged
@@ -157,7 +157,7 @@ class CrossValidation:
             StorageError: they cannot be written.
         """
         text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
+        rows = CsvWriter(text)
         names = list(self.aggregated)
         rows.writerow(["model", "kind", "fold", "name", "source", *names])
         judged = {"trained": [fold.judged for fold in self.folds]}

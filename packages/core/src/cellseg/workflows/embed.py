@@ -5,27 +5,30 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
 
 from cellseg.embeddings.describe import Describer
 from cellseg.embeddings.parts import Parts
 from cellseg.embeddings.run import Embedded, Embedding, Failure
+from cellseg.embeddings.tables import SKIPPED
 from cellseg.embeddings.units import Unit, ahead, grouped, read_tile, read_units
+from cellseg.engine.failures import named
 from cellseg.engine.items import Item
 from cellseg.engine.state import WorkDir, check_startable
 from cellseg.errors import DataError, InterruptedRunError, PartialError
 from cellseg.events import Emit, Failed, Note, Progress
 from cellseg.files import make_folder
+from cellseg.locks import LOCK, sole
 from cellseg.plugins import Plugins
 from cellseg.readers import describe
 from cellseg.workflows.embed_outputs import Result, all_there, refuse_to_overwrite, write_outputs
-from cellseg.workflows.embed_request import Request, resolve
+from cellseg.workflows.embed_request import Request, renumbered, resolve
 from cellseg.workflows.embed_settings import EmbedSettings
 from cellseg.workflows.embed_summary import EmbedSummary
 
 WORK = ".cellseg-embed"
-_LISTED = 10
 _SHOWN = 3
 """Images that are described before the work begins."""
 
@@ -63,10 +66,26 @@ def embed(
     began = time.monotonic()
     request = resolve(plugins, images, settings, dict(options or {}), dict(reader_options or {}))
     work = WorkDir(request.output / WORK, "embedding")
+    with ExitStack() as held:
+        done = settings.resume and work.summary() is not None
+        if not done or (work.path / LOCK).exists():  # else nothing is to be written, or tidied up
+            held.enter_context(sole(request.output, work.path / LOCK, emit=emit))
+        return _embed(request, settings, work, emit, interrupted, began)
+
+
+def _embed(
+    request: Request,
+    settings: EmbedSettings,
+    work: WorkDir,
+    emit: Emit,
+    interrupted: Callable[[], bool],
+    began: float,
+) -> EmbedSummary:
     check_startable(work, resume=settings.resume, overwrite=settings.overwrite, shard=False)
     again = work.started and settings.resume
     if again:
         work.join(request.identity)
+        request = renumbered(request, work)
         known = work.summary()
         if known is not None:
             summary = all_there(EmbedSummary.from_dict(known), request.output)
@@ -81,21 +100,26 @@ def embed(
     make_folder(request.output)
     if not again:
         work.start(request.identity)
+        request = renumbered(request, work)
     parts = Parts(work.path / "parts")
     failures = _run(request, describer, parts, emit, interrupted)
     done = [unit for unit in request.units if parts.has(unit.number)]
-    named = [str(problem).rstrip(".") for _, problem in request.problems]
-    named += [f"{failure.unit.name}: {failure.reason}" for failure in failures]
+    failed = dict(request.unreadable)
+    failed |= {item.name: str(problem) for item, problem in request.problems}
+    failed |= {failure.unit.name: failure.reason for failure in failures}
     if not done and all(failure.data for failure in failures):
-        raise DataError(_listed(named))
+        raise DataError(named(failed))
     if not done:
-        raise PartialError(f"All images failed: {_listed(named)}", hint="Try again with --resume.")
+        raise PartialError(
+            f"All images failed: {named(failed)}", failed, hint="Try again with --resume."
+        )
     dimension = _dimension(request, describer, parts, done)
     summary = write_outputs(request, Result(done, parts, failures, dimension, began))
-    if named:
+    if failed:
         raise PartialError(
-            f"{len(named)} image(s) failed, and are not in the tables: {_listed(named)}",
-            hint="Try them again with --resume.",
+            f"{len(failed)} image(s) failed, and are not in the tables: {named(failed)}",
+            failed,
+            hint=f"Try them again with --resume. All are listed in {request.output / SKIPPED}.",
         )
     work.complete(summary.to_dict())
     shutil.rmtree(work.path / "parts")
@@ -130,6 +154,8 @@ def _run(
         failures.append(failure)
         emit(Failed(failure.unit.name, failure.reason))
 
+    for name, why in request.unreadable.items():
+        emit(Failed(name, why))
     for item, problem in request.problems:
         emit(Failed(item.name, str(problem)))
     embedding = Embedding(
@@ -177,8 +203,3 @@ def _notes(items: Sequence[Item]) -> list[str]:
     if len(items) > _SHOWN:
         notes.append(f"... and {len(items) - _SHOWN} more image(s).")
     return notes
-
-
-def _listed(named: Sequence[str]) -> str:
-    listed = "; ".join(named[:_LISTED])
-    return listed + (f"; and {len(named) - _LISTED} more" if len(named) > _LISTED else "")

@@ -10,9 +10,11 @@ from typing import Any
 from cellseg.data import LazyArray
 from cellseg.engine.items import Item
 from cellseg.errors import ConfigError, DataError
+from cellseg.locations import is_remote
 from cellseg.options import Options
 from cellseg.plugins import Plugins
 from cellseg.readers.options import OmeZarrOptions
+from cellseg.readers.problems import Problems
 from cellseg.readers.recognise import IMAGE_SUFFIXES, is_zarr_node
 from cellseg.specs import DatasetSpec
 from cellseg.workflows.evaluate_pairs import LabelImage, Wanted, label_images
@@ -60,21 +62,23 @@ def labels_at(
     key, suffix, axes = (reading.get(name) for name in (key_name, "label_suffix", "axes"))
     flag = "--" + key_name.replace("_", "-")
     wanted = Wanted("labels", path, _text(key), _text(suffix), None, flag)
+    problems = Problems()
     try:
         found = label_images(plugins, wanted)
     except DataError:
-        if axes is None:
-            raise
-        # Label images that do not say their axes have those of the images, without channels.
-        plain = "".join(axis for axis in str(axes).upper() if axis not in "CS")
-        found = label_images(plugins, replace(wanted, axes=plain))
+        if axes is not None:
+            # Label images that do not say their axes have those of the images, without channels.
+            plain = "".join(axis for axis in str(axes).upper() if axis not in "CS")
+            wanted = replace(wanted, axes=plain)
+        found = label_images(plugins, wanted, problems)
     if key is not None and all(one.path.suffix.lower() in IMAGE_SUFFIXES for one in found):
         raise ConfigError(f"{flag} does nothing: {path} holds label images as files.")
     frames = len(items[0].frames) if len(items) == 1 else 0
     single = path.is_file() or is_zarr_node(path)
     if single and frames == len(found):  # one image and its labels need not share a name
         return [_fitting(items[0], [one.labels for one in found])]
-    return [_named(item, {one.name: one for one in found}, path) for item in items]
+    by_name = {one.name: one for one in found}
+    return [_named(item, by_name, path, problems.named) for item in items]
 
 
 def labels_inside(reading: Options, items: Sequence[Item]) -> list[Found]:
@@ -122,6 +126,8 @@ def refuse_none(images: Path, items: Sequence[Item], found: Sequence[Found]) -> 
 
 def _placed(images: Path, labels: Path) -> Path:
     """As it stands, or else inside the images' folder."""
+    if is_remote(labels):
+        return labels
     inside = (images if images.is_dir() else images.parent) / labels.expanduser()
     return inside if inside.exists() and not labels.expanduser().exists() else labels.expanduser()
 
@@ -130,14 +136,17 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _named(item: Item, found: Mapping[str, LabelImage], where: Path) -> Found:
+def _named(
+    item: Item, found: Mapping[str, LabelImage], where: Path, problems: Mapping[str, str]
+) -> Found:
     """What the folder of labels has for an image: one file, or one with all frames of a movie."""
     numbered = [f"{item.name}#{number}" for number in range(len(item.frames))]
     own = [frame.name for frame in item.frames]
     for names in (numbered, own) if len(item.frames) > 1 else ([item.name], own, numbered):
         if all(name in found for name in names):
             return _fitting(item, [found[name].labels for name in names])
-    return Found(problem=DataError(f"{item.name}: has no label image in {where}."))
+    why = next((problems[name] for name in (item.name, *own, *numbered) if name in problems), None)
+    return Found(problem=DataError(why or f"{item.name}: has no label image in {where}."))
 
 
 def _kept(open: Callable[[Item], Found], item: Item) -> Found:

@@ -100,6 +100,7 @@ def write_outputs(request: Request, result: Result) -> EmbedSummary:
                 left = found.found - len(found)
                 skipped.append(Skipped(unit.image, unit.frame, left, "left out", reason))
     failed = [Skipped(item.name, None, None, "failed", str(p)) for item, p in request.problems]
+    failed += [Skipped(name, None, None, "failed", why) for name, why in request.unreadable.items()]
     failed += [
         Skipped(one.unit.image, one.unit.frame, None, "failed", one.reason)
         for one in result.failures

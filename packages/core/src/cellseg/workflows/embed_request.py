@@ -10,12 +10,14 @@ from typing import Any
 from cellseg.bundle import Bundle
 from cellseg.data import Tiling
 from cellseg.embeddings.units import Unit
-from cellseg.engine.items import Item, make_items
+from cellseg.engine.items import Item, item_name, make_items
+from cellseg.engine.numbering import numbered
+from cellseg.engine.state import WorkDir
 from cellseg.errors import ConfigError, DataError
 from cellseg.normalise import Normaliser
 from cellseg.options import Options, flag, parse, unaliased
 from cellseg.plugins import Plugins
-from cellseg.readers import reader_for
+from cellseg.readers import open_readable, reader_for
 from cellseg.specs import DatasetSpec, PredictJob, PredictorSpec
 from cellseg.workflows.embed_images import Selection, select
 from cellseg.workflows.embed_labels import (
@@ -29,7 +31,6 @@ from cellseg.workflows.embed_labels import (
 from cellseg.workflows.embed_settings import EmbedSettings
 from cellseg.workflows.models import (
     as_trained,
-    check_images,
     identity_of,
     is_volumetric,
     predictor_for,
@@ -37,6 +38,7 @@ from cellseg.workflows.models import (
 )
 from cellseg.workflows.output_folder import output_folder
 from cellseg.workflows.predict_objects import normaliser_of
+from cellseg.workflows.readable import refuse_nothing, refuse_numbers, usable
 
 _FREE = {"output", "overwrite", "batch_size", "device", "resume"}
 """Settings that may change when an embedding is resumed: they do not change its results."""
@@ -65,6 +67,8 @@ class Request:
     """Of the selected images; those whose labels cannot be used have none."""
     problems: Sequence[tuple[Item, DataError]]
     """Images whose labels cannot be used."""
+    unreadable: Mapping[str, str]
+    """Images that cannot be used themselves, and why, by name or path."""
     identity: Mapping[str, object]
     """What must be the same when it is resumed."""
 
@@ -105,12 +109,13 @@ def resolve(
                 )
     elsewhere = settings.labels is not None
     together = not elsewhere and not inside_images(reader)
-    samples = reader.open(images, parsed_reading, together)
+    samples, unreadable = open_readable(reader, images, parsed_reading, together)
     if not together:
         samples = [replace(sample, classes=()) for sample in samples]
-    check_images(samples, images, None)
-    selection = select(make_items(samples, tiling, volumetric), settings)
-    check_images([f for item in selection.items for f in item.frames], images, bundle)
+    items = make_items(usable(samples, images, None, unreadable), tiling, volumetric, unreadable)
+    refuse_nothing(items, unreadable)
+    refuse_numbers("most_images", settings.most_images, unreadable)
+    selection = _fitting(select(items, settings), images, bundle, unreadable)
     if settings.labels is not None:
         options_read = parsed_reading.model_dump()
         found = labels_at(plugins, images, settings.labels, options_read, selection.items)
@@ -121,9 +126,7 @@ def resolve(
     refuse_none(images, selection.items, found)
     pairs = list(zip(selection.items, found, strict=True))
     identity = settings.model_dump(mode="json", exclude=_FREE)
-    identity |= identity_of(
-        images, selection.items, (predictor, model, bundle), reader, parsed, parsed_reading
-    )
+    identity |= identity_of(images, (predictor, model, bundle), reader, parsed, parsed_reading)
     return Request(
         settings=settings,
         images=images,
@@ -139,8 +142,34 @@ def resolve(
         selection=selection,
         units=_units(pairs),
         problems=[(item, one.problem) for item, one in pairs if one.problem is not None],
+        unreadable=unreadable,
         identity=identity,
     )
+
+
+def _fitting(
+    chosen: Selection, images: Path, bundle: Bundle | None, unreadable: dict[str, str]
+) -> Selection:
+    """The selected images that the model takes."""
+    frames = [frame for item in chosen.items for frame in item.frames]
+    names = {item_name(frame) for frame in usable(frames, images, bundle, unreadable)}
+    return Selection([item for item in chosen.items if item.name in names], chosen.left_out)
+
+
+def renumbered(request: Request, work: WorkDir) -> Request:
+    """The request with the numbers that its units have had since the work began.
+
+    Raises:
+        ConfigError: these are not the images that the work began with.
+        DataError: an image of these can be read no longer.
+    """
+    begin: dict[str, int] = {}
+    number = 0
+    for item in numbered(work, request.selection.items, request.unreadable):
+        begin[item.name] = number
+        number += len(item.frames)
+    units = [replace(one, number=begin[one.image] + (one.frame or 0)) for one in request.units]
+    return replace(request, units=units)
 
 
 def _cannot(plugins: Plugins, name: str) -> ConfigError:

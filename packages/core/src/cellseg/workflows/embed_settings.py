@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from cellseg.locations import Location
 from cellseg.options import Options
 
 Pooling: TypeAlias = Literal["mean", "mean-std-max"]
@@ -32,7 +33,7 @@ class EmbedSettings(Options):
     polarity: Literal["as-is", "bright", "dark"] | None = None
     """Whether objects are brighter or darker than what surrounds them: dark inverts the image,
     bright and as-is leave it alone. Only for published weights; a trained model has its own."""
-    labels: Path | None = None
+    labels: Location | None = None
     """The label images of the objects: the output folder of cellseg predict, or any folder or file
     with label images of the names of the images. Without it, the labels that the images come with:
     in labels/ beside images/, or inside OME-Zarr images and plates, by --label."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from cellseg.events import Emit, Progress
 from cellseg.files import write_atomic
 from cellseg.metrics import OverlapTable, Scores, Tally, mean_ap_name, overlaps, score, tally
 from cellseg.plugins import Plugins
+from cellseg.texts import CsvWriter
 from cellseg.workflows.evaluate_pairs import LabelPair, label_pairs
 from cellseg.workflows.evaluate_settings import EvaluateSettings
 from cellseg.workflows.evaluate_text import aligned, mean_of, plain, text_of
@@ -87,7 +87,7 @@ class Evaluation:
             StorageError: the file cannot be written.
         """
         text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
+        rows = CsvWriter(text)
         rows.writerow(["kind", "name", *self.pooled])
         for image in self.images:
             rows.writerow(["image", image.name, *plain(image.scores).values()])

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cellseg.data import LazyArray, Sample, Spacing
-from cellseg.errors import DataError
+from cellseg.errors import DataError, UnreadableImagesError
+from cellseg.locations import is_remote, remembered
 from cellseg.options import parse
 from cellseg.outputs.formats import PROBABILITIES
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset, reader_for
 from cellseg.readers.folder import label_image, stem
 from cellseg.readers.options import ReaderOptions
+from cellseg.readers.problems import Problems
 from cellseg.readers.recognise import IMAGE_SUFFIXES, is_zarr_node, ome_attributes
 from cellseg.readers.view import samples_of
 from cellseg.specs import DatasetSpec
@@ -188,25 +190,51 @@ def _movie(image: LabelImage) -> str:
     return name if mark and frame.isdecimal() else image.name
 
 
-def label_images(plugins: Plugins, wanted: Wanted) -> list[LabelImage]:
+def label_images(
+    plugins: Plugins, wanted: Wanted, problems: Problems | None = None
+) -> list[LabelImage]:
     """All label images at a path, whatever they are stored in; nothing is read yet.
+
+    Args:
+        plugins: where to find the readers.
+        wanted: which.
+        problems: gets those that cannot be read; without it, they are an error.
 
     Raises:
         DataError: there are none, two have one name, or some are no label images.
     """
+    with remembered():
+        if problems is None:
+            problems = Problems()
+            found = _label_images(plugins, wanted, problems)
+            problems.refuse()
+            return found
+        found = _label_images(plugins, wanted, problems)
+        if not found:
+            problems.refuse()
+        return found
+
+
+def _label_images(plugins: Plugins, wanted: Wanted, problems: Problems) -> list[LabelImage]:
     path = wanted.path
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder, wanted as the {wanted.role}.")
+    if is_remote(path):
+        found = _of_folder if _is_folder(path) else _of_place
+        return _with_suffix(found(plugins, wanted, problems), wanted)
     if _is_folder(path):
         folder = path / "labels" if (path / "labels").is_dir() else path
         files = _label_files(folder, wanted.suffix)
         if files:
-            found = [_of_file(name, file, wanted) for name, file in files.items()]
-            return [image for images in found for image in images]
-        return _with_suffix(_of_folder(plugins, wanted), wanted)
+            opened: list[LabelImage] = []
+            for name, file in files.items():
+                with problems.kept(name):
+                    opened += _of_file(name, file, wanted)
+            return opened
+        return _with_suffix(_of_folder(plugins, wanted, problems), wanted)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return _of_file(stem(path).removesuffix(wanted.suffix or ""), path, wanted)
-    return _with_suffix(_of_container(plugins, path, wanted), wanted)
+    return _with_suffix(_of_container(plugins, path, wanted, problems), wanted)
 
 
 def _with_suffix(images: list[LabelImage], wanted: Wanted) -> list[LabelImage]:
@@ -266,20 +294,28 @@ def _of_file(name: str, path: Path, wanted: Wanted) -> list[LabelImage]:
     return [_single_channel(sample, path) for sample in samples]
 
 
-def _of_folder(plugins: Plugins, wanted: Wanted) -> list[LabelImage]:
+def _of_folder(plugins: Plugins, wanted: Wanted, problems: Problems) -> list[LabelImage]:
     """Label images of all containers in a folder and its subfolders."""
     root = wanted.path
-    readers = plugins.all(DatasetSpec).values()
+    readers = list(plugins.all(DatasetSpec).values())
+    if is_remote(root):
+        readers = [reader for reader in readers if reader.remote]
     folders = [one for one in _folders(root) if any(r.recognises(one) for r in readers)]
     images: list[LabelImage] = []
     for folder in folders or [root]:
-        below = folder.relative_to(root)
-        for image in _of_container(plugins, folder, wanted):
+        below = PurePosixPath(folder.as_posix().removeprefix(root.as_posix()).strip("/"))
+        for image in _of_container(plugins, folder, wanted, problems):
             images.append(replace(image, name=(below / image.name).as_posix()))
     return images
 
 
-def _of_container(plugins: Plugins, path: Path, wanted: Wanted) -> list[LabelImage]:
+def _of_place(plugins: Plugins, wanted: Wanted, problems: Problems) -> list[LabelImage]:
+    return _of_container(plugins, wanted.path, wanted, problems)
+
+
+def _of_container(
+    plugins: Plugins, path: Path, wanted: Wanted, problems: Problems
+) -> list[LabelImage]:
     """Label images through a reader: by key, or as the labels of its images."""
     reader = reader_for(plugins, path)
     known = reader.options.model_fields
@@ -299,6 +335,9 @@ def _of_container(plugins: Plugins, path: Path, wanted: Wanted) -> list[LabelIma
     options = {name: value for name, value in given.items() if name in known}
     try:
         samples = open_dataset(plugins, path, reader.name, options, labelled=not are_labels)
+    except UnreadableImagesError as error:
+        problems.add(error, str(path))
+        samples = error.samples
     except DataError as error:
         if error.hint is None:
             raise

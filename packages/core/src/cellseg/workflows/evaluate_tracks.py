@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from cellseg.files import write_atomic
 from cellseg.metrics import OverlapTable, Scores, TrackScores, overlaps, score_tracks
 from cellseg.readers.ctc_folders import RESULT_TABLE, TRUTH_TABLE
 from cellseg.strict_tracks import strict_tracks
+from cellseg.texts import CsvWriter
 from cellseg.tracked import TrackedMovie, open_tracked
 from cellseg.tracks import Lineage
 from cellseg.workflows.evaluate_settings import EvaluateSettings
@@ -93,7 +93,7 @@ class TrackEvaluation:
             StorageError: the file cannot be written.
         """
         text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
+        rows = CsvWriter(text)
         rows.writerow(["kind", "name", "valid", *self.mean])
         for movie in self.movies:
             valid = int(movie.result.valid)

@@ -9,7 +9,8 @@ from typing import Any
 from cellseg.bundle import Bundle
 from cellseg.errors import DataError
 from cellseg.events import Emit, Note
-from cellseg.files import replacing
+from cellseg.files import remove_leftovers, replacing
+from cellseg.locks import beside, sole
 from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.specs import ExportJob
@@ -40,16 +41,20 @@ def export(
 
     Raises:
         DataError: there is no model, or the target exists.
+        StorageError: the target cannot be written, or another process writes it.
         UnknownPluginError: no such format for this backend.
     """
     directory, bundle = Bundle.find(model)
     spec = plugins.exporter(bundle.backend, name)
     chosen = parse(spec.options, unaliased(options or {}, spec.aliases))
-    if target.exists() and not overwrite:
-        raise DataError(f"{target} exists.", hint="Add --overwrite, or choose another --output.")
-    with replacing(target) as temporary:
-        job: ExportJob[Any] = ExportJob(options=chosen, model=directory, target=temporary)
-        spec.export(job, emit)
+    with sole(target, beside(target), emit=emit):
+        remove_leftovers(target.parent, {target.name})
+        if target.exists() and not overwrite:
+            hint = "Add --overwrite, or choose another --output."
+            raise DataError(f"{target} exists.", hint=hint)
+        with replacing(target) as temporary:
+            job: ExportJob[Any] = ExportJob(options=chosen, model=directory, target=temporary)
+            spec.export(job, emit)
     steps = bundle.normaliser.special
     if steps and spec.backend is not None:
         emit(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cellseg.catalogue import DataFile, DataSet, data_set
-from cellseg.download import Fetched, Settings, fetch
+from cellseg.download import Fetched, Settings, environment, fetch
 from cellseg.download.unpacking import unpack
 from cellseg.errors import ConfigError, DataError
 from cellseg.events import Emit, Event, Note, Progress
 from cellseg.files import storage_errors, write_atomic
+from cellseg.locks import LOCK, sole
 
 RECORD = "source.json"
 """What lies beside the data: where it came from, its licence, and what to cite."""
@@ -73,7 +75,7 @@ def get_data(
         name: of a data set in the catalogue.
         output: the folder; if not given, one of its name.
         parts: only these of its parts.
-        settings: how to download.
+        settings: how to download; by default as the environment says.
         emit: gets ``Progress`` in megabytes over all files, and notes.
 
     Raises:
@@ -81,16 +83,27 @@ def get_data(
         DataError: a file cannot be had, or is not as expected; the folder holds another data set.
         StorageError: the disk is full, or the folder cannot be written.
     """
-    data, settings = data_set(name), settings or Settings()
+    data, settings = data_set(name), settings or environment()
     folder = output if output is not None else Path(name)
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         raise DataError(f"{nearest}: is a file, not a folder.", hint="Give another folder with -o.")
+    chosen, record = data.chosen(parts), _record(folder, data)
+    here = all(_is_unpacked(folder, record.get(file.remote.name)) for file in chosen)
+    with ExitStack() as held:
+        if settings.force or not here:  # a folder that nobody may write into is fine otherwise
+            held.enter_context(sole(folder, folder / LOCK, emit=emit))
+        return _get(data, chosen, folder, settings, emit)
+
+
+def _get(
+    data: DataSet, chosen: Sequence[DataFile], folder: Path, settings: Settings, emit: Emit
+) -> GotData:
+    """Download what is not in the folder yet."""
     record = _record(folder, data)
     fresh: list[str] = []
-    chosen = data.chosen(parts)
     if settings.insecure and not all(f.remote.checksum.startswith("sha256:") for f in chosen):
-        raise ConfigError(f"--insecure: no SHA-256 is known of all files of {name}.")
+        raise ConfigError(f"--insecure: no SHA-256 is known of all files of {data.name}.")
     done = 0
     sizes = [file.remote.size for file in chosen]
     total = None if None in sizes else sum(_megabytes(size or 0) for size in sizes)

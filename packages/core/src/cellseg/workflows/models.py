@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from cellseg.bundle import Bundle
 from cellseg.data import Dataset, Tiling
-from cellseg.engine.items import Item
 from cellseg.errors import DataError, UsageError
 from cellseg.options import Options
 from cellseg.plugins import Plugins
@@ -111,17 +110,15 @@ def as_trained(
 
 def identity_of(
     images: Path,
-    items: Sequence[Item],
     model: tuple[PredictorSpec[Any], Path | None, Bundle | None],
     reader: DatasetSpec[Any],
     options: Options,
     reading: Options,
 ) -> dict[str, object]:
-    """What must be the same when a job is resumed: images, model, reader, and their options.
+    """What must be the same when a job is resumed: path, model, reader, and their options.
 
     Args:
         images: the path that was given.
-        items: what the reader found there.
         model: its predictor, its directory and its bundle.
         reader: of the images.
         options: of the predictor.
@@ -136,9 +133,6 @@ def identity_of(
         "reader": reader.name,
         **{f"option {k}": v for k, v in options.model_dump(mode="json").items()},
         **{f"reader option {k}": v for k, v in reading.model_dump(mode="json").items()},
-        "image names and shapes": [
-            [item.name, *item.plan.shape, len(item.frames)] for item in items
-        ],
     }
 
 

@@ -67,6 +67,12 @@ def load(job: cs.PredictJob[${title}Options]) -> cs.Predictor:
     return lambda tiles: [segment(tile) for tile in tiles]
 
 
+def checks():
+    from cellseg.diagnosis import needed
+
+    yield needed("scikit-image", "skimage")
+
+
 @cs.hookimpl
 def cellseg_trainers():
     yield cs.TrainerSpec(
@@ -77,7 +83,11 @@ def cellseg_trainers():
 @cs.hookimpl
 def cellseg_predictors():
     yield cs.PredictorSpec(
-        name="$name", summary="Threshold and label", options=${title}Options, load=load
+        name="$name",
+        summary="Threshold and label",
+        options=${title}Options,
+        checks=checks,
+        load=load,
     )
 ''')
 

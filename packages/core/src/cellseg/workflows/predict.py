@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cellseg.bundle import Bundle
+from cellseg.engine.cluster import Machines
 from cellseg.engine.items import Item, Recipe, make_items
+from cellseg.engine.numbering import numbered
 from cellseg.engine.run import Prediction, Share, remove_leftovers
 from cellseg.engine.state import WorkDir, check_startable
 from cellseg.errors import (
@@ -23,13 +26,14 @@ from cellseg.errors import (
 )
 from cellseg.events import Emit, Note
 from cellseg.files import make_folder, refuse_to_replace, remove
+from cellseg.locations import existing, remembered
+from cellseg.locks import LOCK, sole
 from cellseg.options import parse, unaliased
 from cellseg.plugins import Plugins
-from cellseg.readers import describe, reader_for
+from cellseg.readers import describe, open_readable, reader_for
 from cellseg.specs import PredictJob
 from cellseg.workflows.models import (
     as_trained,
-    check_images,
     identity_of,
     is_volumetric,
     predictor_for,
@@ -53,23 +57,22 @@ from cellseg.workflows.predict_outputs import (
 )
 from cellseg.workflows.predict_selection import places_of, prompt_notes, selection_of
 from cellseg.workflows.predict_settings import PredictSettings
-from cellseg.workflows.predict_summary import (
-    PlannedImage,
-    PredictSummary,
-    disk_estimate,
-    memory_estimate,
-)
+from cellseg.workflows.predict_summary import PredictSummary, dry_run
 from cellseg.workflows.predict_tracking import tracked, tracking_notes, write_page
+from cellseg.workflows.readable import refuse_nothing, refuse_numbers, usable
+from cellseg.workflows.work_folder import work_folder, work_notes
 
-WORK = ".cellseg"
 _SHOWN = 3
 """Images that are described before the work begins."""
 _FREE = (
     "output",
+    "work",
     "overwrite",
     "batch_size",
     "device",
     "workers",
+    "scheduler",
+    "slurm",
     "shard",
     "resume",
     "retries",
@@ -107,19 +110,44 @@ def predict(
     Raises:
         CellsegError: as the classes in ``cellseg.errors`` say; nothing is left behind by a
             request that is invalid.
-        PartialError: some tiles failed; their images are not written, all others are.
+        PartialError: some images cannot be read, or tiles failed; these images are not written,
+            all others are.
     """
+    with ExitStack() as held:
+        given, reading = dict(options or {}), dict(reader_options or {})
+        return _predict(plugins, images, settings, given, reading, emit, interrupted, held)
+
+
+def _predict(
+    plugins: Plugins,
+    images: Path,
+    settings: PredictSettings,
+    options: Mapping[str, object],
+    reading: Mapping[str, object],
+    emit: Emit,
+    interrupted: Callable[[], bool],
+    held: ExitStack,
+) -> PredictSummary:
+    """What ``predict`` does; ``held`` is closed when it is over."""
     began = time.monotonic()
     share = _share(settings)
-    reading = dict(reader_options or {})
-    lesson, wanted = lesson_of(plugins, images, settings, options or {}, reading)
+    if not settings.dry_run:
+        share.machines.warm_up()
+    lesson, wanted = lesson_of(plugins, images, settings, options, reading)
     resolved = partial(_resolve, plugins, images, settings, wanted, reading, lesson)
-    recipe, items, request, notes = resolved()
+    recipe, items, request, notes, unreadable = resolved()
     if settings.dry_run:
         for note in lesson.plan.material.notes if lesson else ():
             emit(Note(note))
-        return _dry_run(items, recipe, settings)
-    work = WorkDir(recipe.work)
+        return replace(dry_run(items, recipe, settings), unreadable=unreadable)
+    work = WorkDir(recipe.work, place=settings.output or images)
+    new = [path for path in (work.path, *work.path.parents) if not path.exists()]
+    done = settings.resume and work.summary() is not None
+    if not done or (work.path / LOCK).exists():  # else nothing is to be written, or tidied up
+        shared, place = settings.shard is not None, settings.output or images
+        held.enter_context(sole(place, work.path / LOCK, shared=shared, emit=emit))
+        if done:  # and a kill came before it was tidied up
+            work.tidy()
     check_startable(
         work,
         resume=settings.resume,
@@ -129,6 +157,7 @@ def predict(
     again = work.started and (settings.resume or settings.shard is not None)
     if again:
         work.join(request)
+        items = numbered(work, items, unreadable)
         summary = work.summary()
         if summary is not None:
             _check_still_there(items)
@@ -136,12 +165,13 @@ def predict(
             return _summary(items, summary["objects"], summary.get("tracks", {}), began)
     else:
         _refuse_to_overwrite(items, settings)
-    for note in _notes(items, recipe, settings) + notes:
+    for note in _notes(items, recipe, settings) + notes + work_notes(images, settings):
         emit(Note(note))
+    begin = partial(Prediction, share=share, emit=emit, interrupted=interrupted, written=write_page)
+    share.machines.check(recipe.job.device)
     if lesson is None:
-        prediction = Prediction(recipe, items, share, emit, interrupted, write_page)
+        prediction = begin(recipe, items, unreadable=unreadable)
         prediction.load()
-    new = [path for path in (work.path, *work.path.parents) if not path.exists()]
     if not again and settings.shard is None:
         new.insert(0, work.path)
     if settings.output is not None:
@@ -154,8 +184,9 @@ def predict(
     if lesson is not None:
         try:
             run = learned(plugins, lesson, work, emit, interrupted)
-            recipe, items, *_ = resolved(run)
-            prediction = Prediction(recipe, items, share, emit, interrupted, write_page)
+            recipe, items, *_, unreadable = resolved(run)
+            items = numbered(work, items, unreadable)
+            prediction = begin(recipe, items, unreadable=unreadable)
             prediction.load()
         except (ConfigError, DataError, DeviceError, WeightsError) as error:
             # The request is invalid after all; another share may have removed what is new.
@@ -163,6 +194,9 @@ def predict(
             if not kept and new and new[-1].exists():  # what was learned is not thrown away
                 remove(new[-1])
             raise
+    elif (now := numbered(work, items, unreadable)) != items:  # another share found others
+        items = now
+        prediction = begin(recipe, items, unreadable=unreadable)
     try:
         objects = prediction.run()
     except KeyboardInterrupt:
@@ -173,7 +207,7 @@ def predict(
     if complete:
         with work.lock("complete") as alone:
             if alone and work.summary() is None:
-                if again or settings.shard is not None:
+                if again or settings.shard is not None or not share.machines.here:
                     remove_leftovers(items)
                 known = {"tracks": {str(i): n for i, n in tracks.items()}} if tracks else {}
                 work.complete({"objects": {str(i): n for i, n in objects.items()}, **known})
@@ -182,6 +216,7 @@ def predict(
     return _summary(items, objects, tracks, began)
 
 
+@remembered()
 def _resolve(
     plugins: Plugins,
     images: Path,
@@ -190,8 +225,9 @@ def _resolve(
     reader_options: Mapping[str, object],
     lesson: Lesson | None,
     run: Path | None = None,
-) -> tuple[Recipe, list[Item], dict[str, object], list[str]]:
-    """How and what to segment, what must be the same on a resume, and what is left out.
+) -> tuple[Recipe, list[Item], dict[str, object], list[str], dict[str, str]]:
+    """How and what to segment, what must be the same on a resume, what is left out, and why images
+    cannot be used.
 
     With examples, a first call knows no more of the model than the ``lesson`` says; what it says
     must be the same does not change when the ``run`` is there.
@@ -218,11 +254,13 @@ def _resolve(
     reader = reader_for(plugins, images, settings.reader)
     reading = as_trained(unaliased(reader_options, reader.aliases), reader, bundle)
     parsed_reading = parse(reader.options, reading, reader.name)
-    samples = reader.open(images, parsed_reading, False)
-    check_images(samples, images, bundle)
+    samples, unreadable = open_readable(reader, images, parsed_reading)
+    samples = usable(samples, images, bundle, unreadable)
     tiling = tiling_for(settings, bundle, predictor, volumetric)
-    items = make_items(samples, tiling, volumetric)
-    prompts, shown = prompts_of(settings, predictor, items)
+    items = make_items(samples, tiling, volumetric, unreadable)
+    refuse_nothing(items, unreadable)
+    refuse_numbers("batch_xy", settings.batch_xy, unreadable)
+    prompts, shown = prompts_of(settings, predictor, items, unreadable)
     current = None if prompts is None else places_of(prompts)
     if lesson is not None:
         current = set(lesson.places)
@@ -252,26 +290,17 @@ def _resolve(
         volumetric=volumetric,
         stitch_overlap=settings.stitch_overlap,
         classes=bundle.classes if bundle else (),
-        work=_work(images, settings),
+        work=work_folder(images, settings),
         refinement=refinement,
         prompts=prompts,
     )
     named = {"examples", "example_images"}  # what they hold counts, and not how they are called
     request = settings.model_dump(mode="json", exclude={*_FREE, *named})
-    request |= identity_of(
-        images, items, (predictor, model, bundle), reader, parsed, parsed_reading
-    )
-    request |= {"track": any(item.tracked for item in items)}
+    request |= identity_of(images, (predictor, model, bundle), reader, parsed, parsed_reading)
+    request |= {"track": predictor.track is not None and settings.track is not False}
     request |= {"prompts": shown, "format": list(formats), **selection.identity}
     request |= lesson.identity if lesson is not None else {}
-    return recipe, items, request, notes
-
-
-def _work(images: Path, settings: PredictSettings) -> Path:
-    if settings.output is not None:
-        return settings.output / WORK
-    images = images.resolve()
-    return images.parent / f".{images.name}.{settings.label_name}{WORK}"
+    return recipe, items, request, notes, unreadable
 
 
 def _share(settings: PredictSettings) -> Share:
@@ -285,7 +314,9 @@ def _share(settings: PredictSettings) -> Share:
         )
     return Share(
         batch_size=settings.batch_size,
-        workers=settings.workers,
+        machines=Machines(
+            workers=settings.workers, scheduler=settings.scheduler, slurm=settings.slurm
+        ),
         shard=(part, parts),
         retries=settings.retries,
         retry_failed=settings.resume or settings.shard is None,
@@ -293,29 +324,25 @@ def _share(settings: PredictSettings) -> Share:
 
 
 def _refuse_to_overwrite(items: Sequence[Item], settings: PredictSettings) -> None:
+    there = existing(path for item in items for path in item.files)
     refuse_to_replace(
-        (frame.path for item in items for frame in item.frames if frame.path is not None),
-        (path for item in items for path in item.files),
+        (frame.path for item in items for frame in item.frames if frame.path is not None), there
     )
-    if settings.overwrite:
-        return
-    for item in items:
-        for path in item.files:
-            if path.exists():
-                raise UsageError(
-                    f"{path} exists already.",
-                    hint="Replace it with --overwrite, or write elsewhere with --output or "
-                    "--label-name.",
-                )
+    if there and not settings.overwrite:
+        raise UsageError(
+            f"{there[0]} exists already.",
+            hint="Replace it with --overwrite, or write elsewhere with --output or --label-name.",
+        )
 
 
 def _check_still_there(items: Sequence[Item]) -> None:
-    for item in items:
-        for path in item.files:
-            if not path.exists():
-                raise UsageError(
-                    f"{path} was written, but is gone.", hint="Start anew with --overwrite."
-                )
+    written = [path for item in items for path in item.files]
+    there = set(existing(written))
+    for path in written:
+        if path not in there:
+            raise UsageError(
+                f"{path} was written, but is gone.", hint="Start anew with --overwrite."
+            )
 
 
 def _notes(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -> list[str]:
@@ -334,22 +361,6 @@ def _notes(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -> 
     notes += hole_notes(items, recipe.refinement)
     notes += tracking_notes(items, settings.workers)
     return notes + linking_notes(items, recipe.refinement, recipe.volumetric)
-
-
-def _dry_run(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -> PredictSummary:
-    planned = tuple(PlannedImage.of(item, recipe.linked(item)) for item in items)
-    classes = max(len(recipe.classes), 2) if settings.output_probs else 0
-    return PredictSummary(
-        images=len(items),
-        objects=0,
-        outputs=tuple(path for item in items for path in item.files),
-        planned=planned,
-        memory=memory_estimate(
-            items, settings.batch_size, settings.workers, classes, recipe.refinement
-        ),
-        disk=disk_estimate(items, classes),
-        dry_run=True,
-    )
 
 
 def _summary(

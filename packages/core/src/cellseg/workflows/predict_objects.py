@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,14 @@ def normaliser_of(settings: PolaritySettings, bundle: Bundle | None) -> Normalis
 
 
 def prompts_of(
-    settings: PredictSettings, predictor: PredictorSpec[Any], items: Sequence[Item]
+    settings: PredictSettings,
+    predictor: PredictorSpec[Any],
+    items: Sequence[Item],
+    unreadable: Collection[str] = (),
 ) -> tuple[Prompts | None, str | None]:
     """The objects that the user shows, and what tells one file of them from another.
+
+    Those in images that cannot be read (``unreadable``) are no mistake.
 
     Raises:
         ConfigError: the backend takes no prompts.
@@ -140,7 +145,8 @@ def prompts_of(
             hint="Leave it out, or use a backend that takes prompts.",
         )
     movies = {item.name for item in items if item.movie and item.plan.shape[0] == 1}
-    prompts = read_prompts(settings.prompts, [item.name for item in items], movies)
+    names = list(dict.fromkeys([*(item.name for item in items), *unreadable]))
+    prompts = read_prompts(settings.prompts, names, movies)
     for item in items:
         frames = [frame.frame or 0 for frame in item.frames] if item.movie else None
         prompts.check(item.name, item.plan.shape, frames)

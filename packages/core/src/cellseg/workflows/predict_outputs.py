@@ -9,6 +9,7 @@ from pathlib import Path
 from cellseg.data import Dataset
 from cellseg.engine.items import Item
 from cellseg.errors import ConfigError, DataError, UsageError
+from cellseg.locations import is_remote
 from cellseg.outputs.formats import (
     SUFFIXES,
     TRACKED,
@@ -36,7 +37,8 @@ def formats_for(settings: PredictSettings, samples: Dataset) -> tuple[Format, ..
     output = settings.output
     if output is not None:
         refuse_file(output, _FILES, "each image gets its files there", " --format tiff")
-        formats = tuple(dict.fromkeys(settings.format)) or ("tiff", "csv")
+        formats = tuple(dict.fromkeys(settings.format)) or _usual(output)
+        _refuse_at_address(output, formats)
         if settings.output_probs and not set(formats) & set(_WITH_VOXELS):
             raise UsageError(
                 f"--output-probs: --format {formats[0]} cannot hold probabilities.",
@@ -46,6 +48,8 @@ def formats_for(settings: PredictSettings, samples: Dataset) -> tuple[Format, ..
         return formats
     from cellseg.ome.write import is_image
 
+    if samples and samples[0].path is not None:
+        _refuse_at_address(samples[0].path, ())
     for sample in samples:
         if sample.path is None or _container(sample.path, sample.name, is_image) is None:
             raise UsageError(
@@ -119,6 +123,27 @@ def refuse_collisions(items: Sequence[Item]) -> None:
                     hint="Rename one of the images, or segment them one after the other into "
                     "different folders.",
                 )
+
+
+def _usual(output: Path) -> tuple[Format, ...]:
+    return ("ome-zarr",) if is_remote(output) else ("tiff", "csv")
+
+
+def _refuse_at_address(place: Path, formats: Sequence[Format]) -> None:
+    """Raise a UsageError where results cannot be written to an address, or not in a format."""
+    if not is_remote(place):
+        return
+    if str(place).startswith("http"):
+        raise UsageError(
+            f"{place}: nothing can be written by http.",
+            hint="Write elsewhere with --output: a folder, or an address such as s3://bucket/name.",
+        )
+    other = next((format for format in formats if format != "ome-zarr"), None)
+    if other is not None:
+        raise UsageError(
+            f"--format {other}: only OME-Zarr can be written to {place}.",
+            hint="Leave --format out, or write to a folder of this computer.",
+        )
 
 
 def _refuse_smoothing(settings: PredictSettings, formats: Sequence[Format]) -> None:

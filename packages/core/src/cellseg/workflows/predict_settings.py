@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from cellseg.locations import Location
 from cellseg.outputs.formats import Format
 from cellseg.workflows.example_settings import ExampleOptions
 
@@ -36,7 +37,17 @@ class PredictSettings(ExampleOptions):
             "stitch_overlap",
             "batch_size",
         ),
-        "Running": ("device", "workers", "shard", "resume", "retries", "dry_run"),
+        "Running": (
+            "device",
+            "workers",
+            "scheduler",
+            "slurm",
+            "shard",
+            "resume",
+            "retries",
+            "work",
+            "dry_run",
+        ),
     }
 
     model: Path | None = None
@@ -50,7 +61,7 @@ class PredictSettings(ExampleOptions):
     """A CSV or GeoJSON file of points and boxes that show the objects to segment, or a folder with
     one for each image; for backends that take such prompts. By default the backend finds the
     objects by itself."""
-    example_images: Path | None = None
+    example_images: Location | None = None
     """The images that the examples lie in, if other ones than those to segment; they are read in
     the same way."""
     polarity: Literal["as-is", "bright", "dark"] | None = None
@@ -67,8 +78,9 @@ class PredictSettings(ExampleOptions):
     batch_time: str | None = Field(None, coerce_numbers_to_str=True)
     """Which frames of each movie to segment, in the same way; the others stay empty. By default
     all."""
-    output: Path | None = None
-    """Folder for the results. Without it, labels go into the OME-Zarr images themselves."""
+    output: Location | None = None
+    """Folder for the results, or an address for OME-Zarr. Without it, labels go into the OME-Zarr
+    images themselves."""
     format: tuple[Format, ...] = ()
     """What to write; may be given several times. By default TIFF labels and a CSV table of the
     objects in the output folder, or OME-Zarr labels where the images hold them themselves."""
@@ -125,7 +137,14 @@ class PredictSettings(ExampleOptions):
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     workers: int = Field(1, ge=1)
-    """Processes to segment with; each loads the model."""
+    """Processes to segment with, on this computer; each loads the model, and takes a GPU of its own
+    where there are any. With --slurm how many jobs."""
+    scheduler: str | None = None
+    """Segment with the workers of the Dask cluster whose scheduler is at this address, such as
+    tcp://10.0.0.5:8786, instead of processes of this computer."""
+    slurm: str | None = None
+    """Segment with --workers SLURM jobs, each as this recipe says: the name of one that comes with
+    cellseg, such as a100, or a YAML file."""
     shard: str | None = Field(None, pattern=r"^[1-9][0-9]*/[1-9][0-9]*$")
     """Do only a share of the tiles, as in 2/3: start the other shares elsewhere, with the same
     output folder. Whichever finishes last writes the results."""
@@ -133,6 +152,10 @@ class PredictSettings(ExampleOptions):
     """Go on with a prediction that was stopped, and try failed tiles again."""
     retries: int = Field(1, ge=0)
     """How often to try failed tiles again before giving up on them."""
+    work: Path | None = None
+    """Folder for unfinished work, which must be in a file system that all processes share. By
+    default .cellseg in the output folder, beside the images that get labels inside, or, where
+    results go to an address, in the user's cache folder."""
     dry_run: bool = False
     """Only show the files, axes, tiles, outputs and memory it would take."""
 
@@ -140,6 +163,12 @@ class PredictSettings(ExampleOptions):
     def _one_way_to_say_what(self) -> PredictSettings:
         if self.example_images is not None and self.examples is None:
             raise ValueError("--example-images does nothing without --examples")
+        if self.scheduler is not None and self.slurm is not None:
+            raise ValueError("--scheduler and --slurm exclude each other")
+        if self.scheduler is not None and "workers" in self.model_fields_set:
+            raise ValueError(
+                "--workers does nothing with --scheduler: all workers of the cluster take part"
+            )
         if self.examples is not None and self.model is not None:
             raise ValueError(
                 "--examples and --model exclude each other: a model has learned what to look for"

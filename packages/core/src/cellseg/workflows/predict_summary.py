@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from cellseg.engine.items import Item
+from cellseg.engine.failures import named
+from cellseg.engine.items import Item, Recipe
 from cellseg.engine.refine import Refinement
 from cellseg.workflows.predict_selection import part_of
+from cellseg.workflows.predict_settings import PredictSettings
 
 _BASE = 300 << 20
 """Python and its libraries, without the model."""
@@ -92,11 +94,16 @@ class PredictSummary:
     """Estimate in bytes, without the model; only in a dry run."""
     disk: int = 0
     """Bytes that the images written take at most, and while they are made; only in a dry run."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Images that would fail, and why, by name or path; only in a dry run."""
 
     def lines(self) -> list[str]:
         """For people."""
         if self.dry_run:
             lines = [image.line() for image in self.planned]
+            if self.unreadable:
+                count, listed = len(self.unreadable), named(self.unreadable)
+                lines.append(f"{count} image(s) cannot be used, and would be left out: {listed}")
             tiles = sum(image.tiles for image in self.planned)
             lines.append(
                 f"{self.images} image(s), {tiles} tile(s), about {self.memory / 2**20:.0f} MiB of "
@@ -130,6 +137,7 @@ class PredictSummary:
         if self.tracks is not None:
             values |= {"tracks": self.tracks, "divisions": self.divisions}
         if self.dry_run:
+            values["unreadable"] = dict(self.unreadable)
             values["memory_bytes"] = self.memory
             values["disk_bytes"] = self.disk
             values["planned"] = [
@@ -217,3 +225,20 @@ def _largest(item: Item) -> tuple[int, int, int]:
     plan = item.plan
     z, y, x = (min(n, c + 2 * h) for n, c, h in zip(plan.shape, plan.core, plan.halo, strict=True))
     return (z, y, x)
+
+
+def dry_run(items: Sequence[Item], recipe: Recipe, settings: PredictSettings) -> PredictSummary:
+    """What a prediction would do, and need."""
+    planned = tuple(PlannedImage.of(item, recipe.linked(item)) for item in items)
+    classes = max(len(recipe.classes), 2) if settings.output_probs else 0
+    return PredictSummary(
+        images=len(items),
+        objects=0,
+        outputs=tuple(path for item in items for path in item.files),
+        planned=planned,
+        memory=memory_estimate(
+            items, settings.batch_size, settings.workers, classes, recipe.refinement
+        ),
+        disk=disk_estimate(items, classes),
+        dry_run=True,
+    )

@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from cellseg.engine.pool import end_with_parent
 from cellseg.errors import DeviceError, PluginError
+from cellseg.machine import end_with_parent
 
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cellseg.data import Labels
-from cellseg.errors import InterruptedRunError, UsageError
-from cellseg.events import Emit, Note, Progress
-from cellseg.files import make_folder, refuse_to_replace
+from cellseg.data import Labels, Sample
+from cellseg.engine.failures import named
+from cellseg.errors import DataError, InterruptedRunError, PartialError, UsageError
+from cellseg.events import Emit, Failed, Note, Progress
+from cellseg.files import refuse_to_replace, remove_leftovers
 from cellseg.linking.labels import LinkedLabels
 from cellseg.linking.link import Links, link
+from cellseg.locks import LOCK, sole
 from cellseg.outputs.formats import Output, output_for, tracks_beside
 from cellseg.outputs.result import Result
 from cellseg.outputs.write import write
@@ -93,6 +95,7 @@ def track(
 
     Raises:
         DataError: the labels or images cannot be read, or are no movies.
+        PartialError: some movies cannot be read, or are none; the others are written.
         PluginError: laptrack is not installed.
         UsageError: there is no output folder, or results are in it already, or they would replace
             the labels or images.
@@ -101,7 +104,7 @@ def track(
     """
     began = time.monotonic()
     folder = output_folder(settings.output, _FILES, "each movie gets its files there")
-    movies = label_movies(plugins, labels, settings)
+    movies, problems = label_movies(plugins, labels, settings)
     images = images_of(plugins, settings.images, movies) if settings.images else None
     jobs = [_job(movie, folder, settings) for movie in movies]
     read = {path for movie in movies for path in movie.files}
@@ -117,7 +120,26 @@ def track(
                 f"{movie.names[0]} to {movie.names[-1]}"
             )
         )
-    make_folder(folder)
+    with sole(folder, folder / LOCK, emit=emit):
+        if not settings.overwrite:
+            _refuse_to_overwrite(jobs)  # again: another process may have written them
+        for path in (path for job in jobs for path in job.paths):
+            remove_leftovers(path.parent, {path.name})
+        for name, why in problems.items():
+            emit(Failed(name, why))
+        return _link_all(jobs, images, settings, emit, interrupted, began, problems)
+
+
+def _link_all(
+    jobs: Sequence[_Job],
+    images: Sequence[Sequence[Sample]] | None,
+    settings: TrackSettings,
+    emit: Emit,
+    interrupted: Callable[[], bool],
+    began: float,
+    failed: dict[str, str],
+) -> TrackSummary:
+    """Link one movie after the other, and write it; ``failed`` tells of those left out."""
 
     def pause() -> None:
         if interrupted():
@@ -125,8 +147,9 @@ def track(
                 "Stopped; movies that are written stay.", hint="Start again with --overwrite."
             )
 
-    total = sum(len(movie.frames) for movie in movies)
+    total = sum(len(job.movie.frames) for job in jobs)
     step = objects = tracks = divisions = 0
+    done: list[_Job] = []
     for number, job in enumerate(jobs):
 
         def frames(movie: LabelMovie = job.movie) -> Iterator[Labels]:
@@ -137,7 +160,18 @@ def track(
                 step += 1
                 emit(Progress(step, total))
 
-        links = link(frames(), settings, job.movie.spacing, job.movie.names)
+        try:
+            links = link(frames(), settings, job.movie.spacing, job.movie.names)
+        except (DataError, MemoryError) as error:
+            if len(jobs) == 1 and not failed:
+                raise
+            name, why = job.movie.name, str(error)
+            if isinstance(error, MemoryError):
+                why = f"{name}: the memory does not suffice to link it."
+            failed[name] = why
+            emit(Failed(name, why))
+            continue
+        done.append(job)
         for note in _notes(job.movie, links, settings):
             emit(Note(note))
         result = _result(job.movie, links, pause)
@@ -153,8 +187,16 @@ def track(
         objects += result.count
         tracks += len(links.lineage.tracks)
         divisions += len(links.lineage.divisions)
+    if not done:
+        raise DataError(named(failed))
+    if failed:
+        raise PartialError(
+            f"{len(failed)} movie(s) failed and are not written, {len(done)} are: {named(failed)}",
+            failed,
+            hint="Mend them, and start again with --overwrite.",
+        )
     return TrackSummary(
-        movies=len(movies),
+        movies=len(jobs),
         frames=total,
         objects=objects,
         tracks=tracks,

@@ -10,9 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from cellseg.data import LazyArray, Sample, Spacing
 from cellseg.errors import DataError
+from cellseg.locations import is_remote
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset
 from cellseg.readers.ctc_folders import sequences
+from cellseg.readers.problems import Problems
 from cellseg.workflows.evaluate_pairs import LabelImage, Wanted, label_images
 from cellseg.workflows.track_settings import TrackSettings
 
@@ -66,23 +68,39 @@ class _Place:
         return (self.folder, self.movie, self.inside)
 
 
-def label_movies(plugins: Plugins, labels: Path, settings: TrackSettings) -> list[LabelMovie]:
+def label_movies(
+    plugins: Plugins, labels: Path, settings: TrackSettings
+) -> tuple[list[LabelMovie], dict[str, str]]:
     """The movies at a path: stacks, containers, or folders with a file for each frame.
 
     Frames in files of their own are those whose names differ in their last number alone; they come
     in the order of these numbers. A movie is called as its file, or as the folder of its files.
 
+    Returns:
+        The movies; and what is wrong with others, by their names: one of their frames cannot be
+        read or is missing, they differ in shape, or it is no movie.
+
     Raises:
-        DataError: there are no label images, or something is no movie, or frames are missing or
-            differ in shape.
+        DataError: there are no label images, or no movie can be used.
     """
     _refuse_data_sets(labels)
     wanted = Wanted("labels", labels, settings.key, settings.suffix, settings.axes, "--key")
-    found = label_images(plugins, wanted)
+    unreadable, problems = Problems(), Problems()
+    found = label_images(plugins, wanted, unreadable)
+    broken = unreadable.named
+    names = [*(image.name for image in found), *broken]
     movies = []
-    for name, places in grouped([image.name for image in found], labels).items():
+    for name, places in grouped(names, labels, problems).items():
+        wrong = [names[place] for place in places if place >= len(found)]
+        if wrong:  # a movie that lacks a frame is no movie
+            problems.add(DataError(broken[wrong[0]]), name)
+            continue
         frames = [found[place] for place in places]
-        _check(name, frames, settings.axes or "")
+        try:
+            _check(name, frames, settings.axes or "")
+        except DataError as problem:
+            problems.add(problem, name)
+            continue
         movies.append(
             LabelMovie(
                 name,
@@ -92,7 +110,9 @@ def label_movies(plugins: Plugins, labels: Path, settings: TrackSettings) -> lis
                 tuple(dict.fromkeys(frame.path for frame in frames)),
             )
         )
-    return movies
+    if not movies:
+        problems.refuse()
+    return movies, problems.named
 
 
 def images_of(plugins: Plugins, images: Path, movies: Sequence[LabelMovie]) -> list[list[Sample]]:
@@ -129,12 +149,15 @@ def images_of(plugins: Plugins, images: Path, movies: Sequence[LabelMovie]) -> l
     return found
 
 
-def grouped(names: Sequence[str], root: Path) -> dict[str, list[int]]:
+def grouped(
+    names: Sequence[str], root: Path, problems: Problems | None = None
+) -> dict[str, list[int]]:
     """The places of the frames of each movie in ``names``, in the order of time; by its name.
 
     Args:
         names: relative to ``root``, ``/`` between folders; ``#3`` for frame 3 in a file.
         root: the path that was opened.
+        problems: gets movies in which frames are missing, which are left out then.
 
     Raises:
         DataError: frames are missing in the middle of a movie, or two movies have one name.
@@ -162,7 +185,13 @@ def grouped(names: Sequence[str], root: Path) -> dict[str, list[int]]:
             name = (
                 PurePosixPath(folder) / (movie.replace("*", "").strip("_-. ") or "movie")
             ).as_posix()
-        _refuse_holes(name, [number for number, _ in members], [names[p] for _, p in members])
+        try:
+            _refuse_holes(name, [number for number, _ in members], [names[p] for _, p in members])
+        except DataError as problem:
+            if problems is None:
+                raise
+            problems.add(problem, name)
+            continue
         if name in movies:
             raise DataError(f"{root}: two movies would be called {name!r}.", hint="Rename one.")
         movies[name] = [place for _, place in members]
@@ -195,7 +224,7 @@ def _refuse_holes(movie: str, numbers: Sequence[int], names: Sequence[str]) -> N
 
 def _refuse_data_sets(labels: Path) -> None:
     """Raise a DataError for a folder of the Cell Tracking Challenge that is more than labels."""
-    if labels.name in ("TRA", "SEG") or labels.name.endswith("_RES"):
+    if is_remote(labels) or labels.name in ("TRA", "SEG") or labels.name.endswith("_RES"):
         return
     choices = [
         folder

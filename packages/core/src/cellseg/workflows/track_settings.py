@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from cellseg.linking.settings import LinkSettings
+from cellseg.locations import Location
 from cellseg.outputs.formats import Format
 
 
@@ -33,7 +34,7 @@ class TrackSettings(LinkSettings):
     objects; beside each is a table of the tracks, NAME_tracks.csv."""
     label_name: str = Field("cells", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the labels in an OME-Zarr."""
-    images: Path | None = None
+    images: Location | None = None
     """The images that the labels are of, for the report: as many frames, of one shape with the
     labels. By default tracks are drawn on black."""
     report: bool = True

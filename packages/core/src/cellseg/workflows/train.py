@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cellseg.bundle import FILE as BUNDLE_FILE
-from cellseg.bundle import Bundle
 from cellseg.data import Sample
 from cellseg.errors import ConfigError, DataError, DeviceError, PluginError, WeightsError
 from cellseg.events import Emit, Event, Note, Progress, Resumed
-from cellseg.files import remove, remove_leftovers
+from cellseg.files import remove
+from cellseg.locations import location, refuse_remote
+from cellseg.locks import WAIT, refuse_busy, sole
 from cellseg.normalise import Normaliser
 from cellseg.options import Options, parse, unaliased
 from cellseg.plugins import Plugins
 from cellseg.readers import open_dataset, overview, reader_for
+from cellseg.runs import FILE as RUN_FILE
 from cellseg.runs import Request, RunDir
-from cellseg.specs import DatasetSpec, TrainerSpec, TrainJob
+from cellseg.specs import DatasetSpec, TrainerSpec
 from cellseg.splits import Splits
 from cellseg.workflows.aliases import sorted_out
 from cellseg.workflows.example_settings import UNSPLIT
 from cellseg.workflows.train_data import Material, material_of, refuse_idle, with_epochs
+from cellseg.workflows.train_session import Session, tidy
 from cellseg.workflows.train_settings import TrainSettings
 
 MOST_KINDS = 5
@@ -61,12 +63,15 @@ def train(
     Raises:
         CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
     """
+    refuse_remote(out, "the run directory")
     spec = plugins.get(TrainerSpec, backend)
     settings, given, own = sorted_out(
         spec, settings or TrainSettings(), reader_options or {}, options or {}
     )
     chosen = parse(spec.options, own)
     settings = with_epochs(spec, settings, chosen)
+    if (out / RUN_FILE).exists():
+        refuse_busy(out, RunDir(out).lock)
     RunDir.check_free(out)
     reader = reader_for(plugins, data, settings.reader)
     read = parse(reader.options, unaliased(given, reader.aliases))
@@ -144,8 +149,15 @@ def begin(
         emit(Note(f"Images: {line}"))
     for note in material.notes:
         emit(Note(note))
-    run = RunDir.create(out, request, config, material.splits)
-    session = _Session(plugins, run, request, plan.settings, plan.options, material)
+    with sole(out, RunDir(out).lock, emit=emit):
+        run = RunDir.create(out, request, config, material.splits)
+        session = Session(plugins, run, request, plan.settings, plan.options, material)
+        _go_or_forget(session, emit, interrupted)
+    return run
+
+
+def _go_or_forget(session: Session, emit: Emit, interrupted: Callable[[], bool]) -> None:
+    """Train; what only the trainer knows to be wrong leaves nothing, as if it were known before."""
     began = False
 
     def told(event: Event) -> None:
@@ -156,10 +168,9 @@ def begin(
     try:
         session.go(told, interrupted)
     except (ConfigError, DataError, DeviceError, WeightsError):
-        if not began:  # what only the trainer knows to be wrong; there is nothing to resume
-            remove(run.path)
+        if not began:
+            remove(session.run.path)
         raise
-    return run
 
 
 def resume(
@@ -190,38 +201,54 @@ def resume(
     """
     directory = RunDir(run)
     request = directory.request()
-    planned = _epochs_so_far(directory, request)
-    finished = (directory.model / BUNDLE_FILE).exists()
+    spec = plugins.get(TrainerSpec, request.backend)
+    if _finished(directory, request, spec, epochs, emit):
+        if directory.lock.exists():
+            tidy(directory)  # the process that finished it was killed before it had reported
+        return directory
+    with sole(run, directory.lock, hint=WAIT, emit=emit):
+        changes: dict[str, object] = {"epochs": epochs or _epochs_so_far(directory, request)}
+        if device is not None:
+            changes["device"] = device
+        settings = parse(TrainSettings, {**request.settings, **changes}, str(run))
+        chosen = parse(spec.options, request.options, str(run))
+        material = _material_again(plugins, directory)
+        session = Session(plugins, directory, request, settings, chosen, material)
+        session.go(emit, interrupted, again=True)
+    return directory
+
+
+def _finished(
+    run: RunDir,
+    request: Request,
+    spec: TrainerSpec[Any],
+    epochs: int | None,
+    emit: Emit,
+) -> bool:
+    """Whether all that is asked for is done; says so."""
+    planned = _epochs_so_far(run, request)
+    finished = (run.model / BUNDLE_FILE).exists()
+    name = run.path
     if finished and request.options.get("fast_dev_run"):
         if epochs is not None:
             raise ConfigError(
-                f"{run} is a fast development run: it cannot be trained longer.",
+                f"{name} is a fast development run: it cannot be trained longer.",
                 hint="Start a new run without --fast-dev-run.",
             )
-        emit(Note(f"{run} is a fast development run, and finished."))
-        return directory
-    spec = plugins.get(TrainerSpec, request.backend)
+        emit(Note(f"{name} is a fast development run, and finished."))
+        return True
     if spec.examples and epochs is not None:
         raise ConfigError(
             f"--epochs does nothing with {request.backend}: it learns from examples, in one go.",
             hint="Leave it out.",
         )
     if finished and spec.examples:
-        emit(Note(f"{run} is finished."))
-        return directory
+        emit(Note(f"{name} is finished."))
+        return True
     if finished and (epochs is None or epochs <= planned):
-        emit(Note(f"{run} is finished: all {planned} epochs are done. --epochs N trains longer."))
-        return directory
-    changes: dict[str, object] = {"epochs": epochs or planned}
-    if device is not None:
-        changes["device"] = device
-    settings = parse(TrainSettings, {**request.settings, **changes}, str(run))
-    chosen = parse(spec.options, request.options, str(run))
-    material = _material_again(plugins, directory)
-    _Session(plugins, directory, request, settings, chosen, material).go(
-        emit, interrupted, again=True
-    )
-    return directory
+        emit(Note(f"{name} is finished: all {planned} epochs are done. --epochs N trains longer."))
+        return True
+    return False
 
 
 def samples_of(plugins: Plugins, run: RunDir) -> tuple[list[Sample], list[Sample]]:
@@ -278,87 +305,12 @@ def refuse_clashes(*groups: Options) -> None:
             seen[name] = owner
 
 
-@dataclass(frozen=True)
-class _Session:
-    """One go at a run: from the checkpoint, or from nothing, to the bundle."""
-
-    plugins: Plugins
-    run: RunDir
-    request: Request
-    settings: TrainSettings
-    options: Options
-    material: Material
-
-    def go(self, emit: Emit, interrupted: Callable[[], bool], again: bool = False) -> None:
-        from cellseg.normalise import normalised
-        from cellseg.report import write_run_report
-
-        spec = self.plugins.get(TrainerSpec, self.request.backend)
-        normaliser = Normaliser.model_validate(self.request.normaliser)
-        shown = self.material.examples
-        images = [normalised(sample, normaliser) for sample in self.material.train]
-        job: TrainJob[Any] = TrainJob(
-            options=self.options,
-            train=[] if shown else images,
-            val=[normalised(sample, normaliser) for sample in self.material.val],
-            examples=tuple(
-                replace(one, sample=image) for one, image in zip(shown, images, strict=False)
-            ),
-            classes=self.material.classes,
-            epochs=self.settings.epochs,
-            seed=self.settings.seed,
-            device=self.settings.device,
-            checkpoint=self.run.checkpoint,
-            model=self.run.model,
-            previews=self.run.previews,
-            interrupted=interrupted,
-        )
-        for directory in (self.run.path, self.run.model, self.run.previews) if again else ():
-            remove_leftovers(directory)
-        started = not again
-
-        def record(event: Event) -> None:
-            nonlocal started
-            if isinstance(event, Progress) and not started:
-                self.run.record(Resumed(event.step - 1, self.settings.epochs))
-                started = True
-            self.run.record(event)
-            emit(event)
-
-        try:
-            trained = spec.train(job, record)
-            if not started:  # no more steps were asked for than had been done
-                done = [each.step for each in self.run.events() if isinstance(each, Progress)]
-                self.run.record(Resumed(max(done, default=0), self.settings.epochs))
-            first = self.material.train[0]
-            Bundle(
-                backend=self.request.backend,
-                backend_version=self.request.backend_version,
-                cellseg_version=self.request.cellseg_version,
-                options=self.request.options,
-                predict=dict(trained.calibrated),
-                channels=first.image.shape[0],
-                channel_names=first.channels,
-                channel_selection=self.request.reader_options.get("channels"),
-                volumetric=any(sample.image.shape[1] > 1 for sample in self.material.train),
-                spacing=first.spacing,
-                normaliser=normaliser,
-                tiling=trained.tiling,
-                classes=trained.classes,
-                base_weights=trained.base_weights,
-                trained_on=tuple(sample.name for sample in self.material.train),
-                weights=_checksums(self.run.model),
-            ).save(self.run.model)
-        finally:
-            write_run_report(self.run)
-
-
 def _resolved(settings: TrainSettings) -> dict[str, Any]:
     """The settings with paths that mean the same from any working directory."""
     values = settings.model_dump(mode="json")
     for name in ("val", "splits", "examples"):
         if values[name] is not None:
-            values[name] = str(Path(values[name]).absolute())
+            values[name] = str(location(values[name]).absolute())
     return values
 
 
@@ -368,15 +320,6 @@ def _epochs_so_far(run: RunDir, request: Request) -> int:
     if not isinstance(epochs, int):
         raise ConfigError(f"{run.path}/run.json does not say for how many epochs to train.")
     return epochs
-
-
-def _checksums(model: Path) -> dict[str, str]:
-    sums = {}
-    for file in sorted(path for path in model.rglob("*") if path.is_file()):
-        if file.name != BUNDLE_FILE:
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            sums[file.relative_to(model).as_posix()] = digest
-    return sums
 
 
 def _version() -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from cellseg.locations import Location
 from cellseg.sampling_options import NormaliseOptions
 from cellseg.splits import SplitOptions
 from cellseg.workflows.example_settings import ExampleOptions
@@ -17,7 +17,7 @@ class TrainSettings(ExampleOptions, SplitOptions, NormaliseOptions):
 
     panels: ClassVar = {"Run": ("epochs", "seed", "device"), "Data": ("val", "reader")}
 
-    val: Path | None = None
+    val: Location | None = None
     """Validation images with labels; without it, some of the training images are kept for it."""
     reader: str = "auto"
     """How to read the images; auto finds out from the path."""

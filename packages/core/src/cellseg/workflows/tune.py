@@ -10,7 +10,8 @@ from typing import Any
 from cellseg.bundle import FILE as BUNDLE_FILE
 from cellseg.errors import CellsegError, ConfigError, DataError, InterruptedRunError
 from cellseg.events import Emit, Note
-from cellseg.files import make_folder, remove
+from cellseg.files import locked, remove, remove_leftovers
+from cellseg.locks import WAIT, refuse_busy, sole
 from cellseg.plugins import Plugins
 from cellseg.splits import Splits
 from cellseg.tuning.library import database_errors, lasting, load, masked
@@ -86,6 +87,9 @@ def tune(
         CellsegError: of the kind that says what is wrong; see ``cellseg.errors``.
     """
     how = settings or TuneSettings()
+    join = f"Join it: cellseg resume {out}; or choose another --output."
+    if TuneDir(out).file.exists():
+        refuse_busy(out, TuneDir(out).lock, join)
     TuneDir(out).check_free()
     if how.storage is not None and how.study is None:  # it must outlast the folder's name
         how = how.model_copy(update={"study": out.absolute().name})
@@ -123,18 +127,8 @@ def tune(
         )
     points, notes = plan.points()
     load()
-    existed = out.exists()
-    make_folder(out)
-    try:
-        if plan.splits is not None:
-            plan.splits.save(TuneDir(out).splits)
-        TuneDir(out).save(plan.request)
-        with database_errors(plan.address.url):
-            began = begin(plan.address, plan.notes, points)
-    except CellsegError:  # such as a database that cannot be reached: leave nothing
-        for made in list(out.iterdir()) if existed else [out]:
-            remove(made)
-        raise
+    with sole(out, TuneDir(out).lock, hint=join, emit=emit):
+        began = plan.begin(points)
     if not began:
         notes = [f"Joins the search {plan.address.name!r}, which is in the database already."]
     for note in notes:
@@ -235,14 +229,41 @@ class Plan:
         """What tells the search from others in the same database."""
         return {"request": self.request.digest()}
 
+    def begin(self, points: list[Point | None]) -> bool:
+        """Write everything down; False where the database has the search already.
+
+        Raises:
+            CellsegError: as ``tune``; nothing is left then.
+        """
+        folder = TuneDir(self.out)
+        folder.check_free()  # again: another process may have begun
+        remove_leftovers(self.out)
+        try:
+            if self.splits is not None:
+                self.splits.save(folder.splits)
+            folder.save(self.request)
+            with database_errors(self.address.url):
+                return begin(self.address, self.notes, points)
+        except CellsegError:  # such as a database that cannot be reached
+            for made in self.out.iterdir():
+                if made != folder.lock:
+                    remove(made)
+            raise
+
     def go(self, emit: Emit, interrupted: Callable[[], bool]) -> Tuned:
         """Try the points, and write down what was found.
 
         Raises:
             CellsegError: as ``tune``.
         """
-        with database_errors(self.address.url):
-            return self._go(emit, interrupted)
+        lock = TuneDir(self.out).lock
+        with locked(lock) as alone:
+            if alone:
+                remove_leftovers(self.out)
+        # Several processes may search in one folder; nobody may begin another search there.
+        with sole(self.out, lock, shared=True, hint=WAIT, emit=emit):
+            with database_errors(self.address.url):
+                return self._go(emit, interrupted)
 
     def _go(self, emit: Emit, interrupted: Callable[[], bool]) -> Tuned:
         request, how, folder = self.request, self.request.how, TuneDir(self.out)

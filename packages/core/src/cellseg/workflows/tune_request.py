@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cellseg.errors import DataError
 from cellseg.files import write_atomic
+from cellseg.locations import Location
+from cellseg.locks import LOCK
 from cellseg.tuning.space import Space
 from cellseg.workflows.tune_settings import TuneSettings
 
@@ -26,7 +28,7 @@ class TuneRequest(BaseModel):
     backend: str
     backend_version: str = ""
     cellseg_version: str = ""
-    data: Path | None = None
+    data: Location | None = None
     """None where a Python function is searched."""
     space: Space
     search: dict[str, Any]
@@ -129,10 +131,23 @@ class TuneDir:
                 f"{self.path} already holds a search.",
                 hint=f"Go on with it: cellseg resume {self.path}; or choose another --output.",
             )
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or not self._is_scrap()):
             raise DataError(
                 f"{self.path} exists and is not empty.", hint="Choose another --output."
             )
+
+    @property
+    def lock(self) -> Path:
+        """What is there while processes search here; they share it."""
+        return self.path / LOCK
+
+    def _is_scrap(self) -> bool:
+        """Whether the folder holds nothing, or what a search left that was killed as it began."""
+        left = [entry for entry in self.path.iterdir() if entry != self.lock]
+        return not left or (
+            self.lock.exists()
+            and all(one == self.splits or one.name.startswith(".part-") for one in left)
+        )
 
     def save(self, request: TuneRequest) -> None:
         """Write down what is asked for.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,23 +119,12 @@ class CheckpointManager:
             WeightsError: the file is gone or damaged, or holds more than tensors and plain values.
         """
         found = self._find(which)
-        try:
-            if found.path.suffix == ".safetensors":
-                from safetensors.torch import load_file
+        from cellseg.torch.reading import read_file
 
-                return dict(load_file(found.path))
-            import torch
-
-            return dict(torch.load(found.path, map_location="cpu", weights_only=True))
-        except FileNotFoundError:
-            raise WeightsError(f"{found.path} is missing.") from None
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise WeightsError(f"{found.path} cannot be read: {reason}") from error
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise WeightsError(f"{found.path} cannot be read: {error}") from error
+        values = read_file(found.path)
+        if not isinstance(values, dict):
+            raise WeightsError(f"{found.path} holds no state, but a {type(values).__name__}.")
+        return values
 
     def _find(self, which: int | str) -> Checkpoint:
         if isinstance(which, int):

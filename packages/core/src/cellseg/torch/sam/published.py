@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg.download.remote import Remote
-from cellseg.specs import BaseWeights
+from cellseg.specs import PublishedModel
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything"
 _GWDG = "https://owncloud.gwdg.de/index.php/s"
@@ -22,71 +21,105 @@ _BY = "CC-BY-4.0"
 _UNKNOWN = "not known to cellseg; ask its authors before you redistribute it"
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A model that can be downloaded."""
+_MICROSAM = "doi:10.1038/s41592-024-02580-4"
+_SAM = "arXiv:2304.02643"
 
-    weights: Remote
-    """Of Segment Anything."""
-    licence: str
-    decoder: Remote | None = None
-    """Of micro-SAM's decoder for automatic segmentation, where it has one."""
+
+def models_folder() -> Path:
+    """Where downloaded models are kept: in micro-SAM's own cache, ``$MICROSAM_CACHEDIR``."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("MICROSAM_CACHEDIR") or user_cache_dir("micro_sam")) / "models"
 
 
 def _published(
-    name: str, url: str, checksum: str, licence: str, decoder: tuple[str, str] | None = None
-) -> tuple[str, Published]:
-    weights = Remote(url=url, name=name, checksum=f"xxh128:{checksum}")
-    if decoder is None:
-        return name, Published(weights, licence)
-    more = Remote(url=decoder[0], name=f"{name}_decoder", checksum=f"xxh128:{decoder[1]}")
-    return name, Published(weights, licence, more)
+    name: str,
+    url: str,
+    checksum: str,
+    licence: str,
+    citation: str,
+    *,
+    decoder: tuple[str, str] | None = None,
+    size: int | None = None,
+    more: str = "",
+) -> tuple[str, PublishedModel]:
+    """The weights of Segment Anything, and where a model has one, micro-SAM's decoder for automatic
+    segmentation after them."""
+    files = [Remote(url=url, name=name, size=size, checksum=f"xxh128:{checksum} {more}".strip())]
+    if decoder is not None:
+        url, checksum = decoder
+        files.append(Remote(url=url, name=f"{name}_decoder", checksum=f"xxh128:{checksum}"))
+    return name, PublishedModel(
+        name=name, licence=licence, files=tuple(files), folder=models_folder, citation=citation
+    )
 
 
-def _zoo(name: str, record: str, checksum: str, decoder: str) -> tuple[str, Published]:
+def _meta(
+    name: str, start: str, checksum: str, sha256: str, size: int
+) -> tuple[str, PublishedModel]:
+    """A model of Meta, who puts the first digits of the MD5 into the name of the file. micro-SAM
+    states the XXH128, and in its first versions the SHA-256."""
+    return _published(
+        name,
+        f"{_META}/sam_{name}_{start}.pth",
+        checksum,
+        _APACHE,
+        _SAM,
+        size=size,
+        more=f"sha256:{sha256} md5-prefix:{start}",
+    )
+
+
+def _zoo(name: str, record: str, checksum: str, decoder: str) -> tuple[str, PublishedModel]:
     """A generalist in the BioImage Model Zoo."""
     base = f"{_ZOO}/{record}/files/{name[:5]}"
-    return _published(name, f"{base}.pt", checksum, _BY, (f"{base}_decoder.pt", decoder))
+    decoders = (f"{base}_decoder.pt", decoder)
+    return _published(name, f"{base}.pt", checksum, _BY, _MICROSAM, decoder=decoders)
 
 
 def _histopathology(
     size: str, file: str, checksum: str, decoder_file: str, decoder: str
-) -> tuple[str, Published]:
-    """A generalist of PathoSAM (Griebel et al., arXiv:2502.00408)."""
+) -> tuple[str, PublishedModel]:
+    """A generalist of PathoSAM (Griebel et al.)."""
     return _published(
         f"vit_{size}_histopathology",
         f"{_GWDG}/{file}/download",
         checksum,
         _UNKNOWN,
-        (f"{_GWDG}/{decoder_file}/download", decoder),
+        "arXiv:2502.00408",
+        decoder=(f"{_GWDG}/{decoder_file}/download", decoder),
     )
 
 
-PUBLISHED: Mapping[str, Published] = dict(
+PUBLISHED: Mapping[str, PublishedModel] = dict(
     (
-        _published(
+        _meta(
             "vit_b",
-            f"{_META}/sam_vit_b_01ec64.pth",
+            "01ec64",
             "6923c33df3637b6a922d7682bfc9a86b",
-            _APACHE,
+            "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+            375042383,
         ),
-        _published(
+        _meta(
             "vit_l",
-            f"{_META}/sam_vit_l_0b3195.pth",
+            "0b3195",
             "a82beb3c660661e3dd38d999cc860e9a",
-            _APACHE,
+            "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+            1249524607,
         ),
-        _published(
+        _meta(
             "vit_h",
-            f"{_META}/sam_vit_h_4b8939.pth",
+            "4b8939",
             "97698fac30bd929c2e6d8d8cc15933c2",
-            _APACHE,
+            "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+            2564550879,
         ),
         _published(
             "vit_t",
             f"{_GWDG}/TuDzuwVDHd1ZDnQ/download",
             "8eadbc88aeb9d8c7e0b4b60c3db48bd0",
             _APACHE,
+            "arXiv:2306.14289",
         ),
         _zoo(
             "vit_b_lm",
@@ -147,21 +180,5 @@ PUBLISHED: Mapping[str, Published] = dict(
         ),
     )
 )
-"""By name. The Segment Anything models: Kirillov et al., arXiv:2304.02643; vit_t: Zhang et al.,
-arXiv:2306.14289; lm and em_organelles: Archit et al., doi:10.1038/s41592-024-02580-4."""
-
-
-def base_weights() -> tuple[BaseWeights, ...]:
-    """The models of ``model_types`` that can be downloaded. Their publishers give an XXH128, which
-    downloads are compared with, and no SHA-256."""
-    return tuple(
-        BaseWeights(name=name, source=model.weights.url, licence=model.licence)
-        for name, model in PUBLISHED.items()
-    )
-
-
-def models_folder() -> Path:
-    """Where downloaded models are kept: in micro-SAM's own cache, ``$MICROSAM_CACHEDIR``."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get("MICROSAM_CACHEDIR") or user_cache_dir("micro_sam")) / "models"
+"""By name. Segment Anything: Kirillov et al.; vit_t: Zhang et al.; lm and em_organelles: Archit et
+al.; histopathology: Griebel et al."""

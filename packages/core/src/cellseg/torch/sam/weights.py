@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,18 +12,17 @@ from typing import Any, TypeVar
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from cellseg.download import Remote, Settings, fetch
+from cellseg.download.published import fetch_weights
 from cellseg.errors import ConfigError, WeightsError
 from cellseg.events import Emit
-from cellseg.specs import BaseWeights
+from cellseg.specs import BaseWeights, PublishedModel
+from cellseg.torch.reading import UnsafeWeightsError, read_file
 from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.sam.model import SegmentAnything
-from cellseg.torch.sam.published import PUBLISHED, Published, models_folder
+from cellseg.torch.sam.published import PUBLISHED
 
 _Model = TypeVar("_Model", bound=SegmentAnything)
 
-_DAMAGED = (OSError, RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError)
-"""What torch raises when a file is damaged, beside its own error."""
 _EXPORT = (
     "If it is from a training with micro-SAM, and you trust it, export it once, in Python: after"
     " train_sam by micro_sam.util.export_custom_sam_model(checkpoint_path={path!r},"
@@ -68,7 +66,7 @@ def load_published(name: str, emit: Emit) -> Loaded:
         WeightsError: it cannot be downloaded, or is not as its checksum says.
     """
     published = find_published(name)
-    path, base = fetch_weights(published.weights, published.licence, emit)
+    path, base = fetch_weights(published, published.files[0], emit)
     states = replace(read_states(path), decoder=None)
     return Loaded(model=fill(SegmentAnything, states, path), name=name, base=base)
 
@@ -89,7 +87,7 @@ def load_checkpoint(path: Path) -> Loaded:
     return Loaded(model=model, name=model.architecture.closest, base=base_of(path))
 
 
-def find_published(name: str) -> Published:
+def find_published(name: str) -> PublishedModel:
     """Where a model can be downloaded from.
 
     Raises:
@@ -103,27 +101,6 @@ def find_published(name: str) -> Published:
     if Architecture.named(name).tiny_vit:
         SegmentAnything(Architecture.named(name))  # before a download that would be of no use
     return PUBLISHED[name]
-
-
-def fetch_weights(remote: Remote, licence: str, emit: Emit) -> tuple[Path, BaseWeights]:
-    """A published file, downloaded to ``models_folder`` if it is not there yet, and what a bundle
-    says of it.
-
-    Raises:
-        WeightsError: it cannot be downloaded, or is not as its checksum says.
-    """
-    folder = models_folder()
-    try:
-        fetched = fetch(remote, folder, Settings(error=WeightsError), emit)
-    except WeightsError as error:
-        raise WeightsError(
-            str(error),
-            hint=f"Get {remote.url} by other means, and put it at {folder / remote.name}, in place"
-            " of what may be there; or give a file with weights: --checkpoint FILE.",
-        ) from error
-    return fetched.path, BaseWeights(
-        name=remote.name, source=remote.url, licence=licence, sha256=fetched.sha256
-    )
 
 
 def base_of(path: Path) -> BaseWeights:
@@ -141,19 +118,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: it is missing or damaged, or holds more than tensors in dictionaries.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} is missing.", hint="Give a file with weights.") from None
-    except pickle.UnpicklingError as error:
-        raise _refused(path) from error
-    except (*_DAMAGED, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read: {_first_line(error)}") from error
+        values = read_file(path)
+    except UnsafeWeightsError as error:
+        raise _refused(error) from error
     if not isinstance(values, Mapping):
         raise WeightsError(f"{path} holds no state dict, but a {type(values).__name__}.")
     return {str(name): value for name, value in values.items()}
@@ -237,29 +205,14 @@ def _merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return merged
 
 
-def _refused(path: Path) -> WeightsError:
-    """Why a file is not read that holds more than tensors."""
-    from torch.serialization import get_unsafe_globals_in_checkpoint  # executes nothing
-
-    try:
-        held = sorted(get_unsafe_globals_in_checkpoint(path))
-    except (*_DAMAGED, pickle.UnpicklingError):
-        held = []
-    if not held:
-        return WeightsError(f"{path} is damaged, or was not written by torch.save.")
-    listed = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
-    if any(name.startswith(("torch_em.", "micro_sam.")) for name in held):
+def _refused(error: UnsafeWeightsError) -> WeightsError:
+    """Why a file is not read that holds more than tensors, and how micro-SAM makes one of them."""
+    path = error.path
+    if any(name.startswith(("torch_em.", "micro_sam.")) for name in error.held):
+        listed = ", ".join(error.held[:3]) + (", ..." if len(error.held) > 3 else "")
         return WeightsError(
             f"{path} is a training checkpoint of micro-SAM, which is not read because that runs"
             f" code: it holds {listed}.",
             hint=_EXPORT.format(path=str(path)),
         )
-    return WeightsError(
-        f"{path} holds more than tensors, which is not read because it could run code: {listed}.",
-        hint="Save the state dict alone: torch.save(model.state_dict(), FILE). "
-        + _EXPORT.format(path=str(path)),
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return WeightsError(str(error), hint=f"{error.hint} {_EXPORT.format(path=str(path))}")

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn  # noqa: TID253
 
+from cellseg.download.published import fetch_weights
 from cellseg.errors import WeightsError
 from cellseg.events import Emit
 from cellseg.specs import BaseWeights
-from cellseg.torch.sam.weights import fetch_weights, read_tensors
+from cellseg.torch.sam.weights import read_tensors
 from cellseg.torch.sam2.model import build
-from cellseg.torch.sam2.sizes import LICENCE, PUBLISHED
+from cellseg.torch.sam2.sizes import PUBLISHED
 
 _TRUNK = "image_encoder.trunk."
 _SIZES = {
@@ -40,7 +41,7 @@ def load_published(name: str, emit: Emit, side: int | None = None) -> tuple[nn.M
         WeightsError: it cannot be downloaded, or does not fit.
     """
     model = build(name, side)  # before a download that would be of no use
-    path, base = fetch_weights(PUBLISHED[name], LICENCE, emit)
+    path, base = fetch_weights(PUBLISHED[name], PUBLISHED[name].files[0], emit)
     fill(model, tensors_of(read_tensors(path)), str(path))
     return model, base
 

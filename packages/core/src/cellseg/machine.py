@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import uuid
@@ -41,6 +42,14 @@ def is_dead(process: object) -> bool:
     except OSError:  # it is somebody else's
         return False
     return bool(_born(pid) != process.get("born"))
+
+
+def end_with_parent() -> None:
+    """Wait in a thread for the end of the parent: a killed one cannot stop its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _born(pid: int) -> str:
