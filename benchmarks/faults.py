@@ -355,7 +355,8 @@ def report(campaigns: Sequence[Campaign]) -> None:
         chosen = [count for (_, kind), count in counts.items() if (kind == "full disk") == full]
         tried = sum(count.tried for count in chosen)
         lived = sum(count.survived for count in chosen)
-        result(name, lived, f"={tried}", lived == tried > 0)
+        if tried:
+            result(name, lived, f"={tried}", lived == tried)
 
 
 def main() -> None:

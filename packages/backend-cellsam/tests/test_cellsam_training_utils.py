@@ -195,7 +195,7 @@ def test_damaged_checkpoints_are_errors(tmp_path: Path) -> None:
         manager.load("best")
     other = manager.save({"epoch": 2, "a": [1]}, epoch=2, score=2)
     other.write_bytes(b"nothing")
-    with pytest.raises(WeightsError, match=r"epoch-0002\.pt cannot be read"):
+    with pytest.raises(WeightsError, match=r"epoch-0002\.pt is damaged"):
         manager.load("best")
     other.unlink()
     with pytest.raises(WeightsError, match="is missing"):

@@ -16,6 +16,7 @@ from engine_fakes import digest, discs, read, same_objects, whole
 
 from cellseg.engine import cluster, cluster_worker
 from cellseg.engine.cluster_worker import Joined, Sent, versions
+from cellseg.engine.state import WorkDir
 from cellseg.errors import (
     ConfigError,
     DataError,
@@ -25,6 +26,7 @@ from cellseg.errors import (
 )
 from cellseg.events import Failed, Note, Progress
 from cellseg.options import parse
+from cellseg.outputs.formats import output_inside
 from cellseg.workflows.predict_settings import PredictSettings
 
 HERE = Path(__file__).parent
@@ -203,6 +205,26 @@ def test_a_cluster_that_is_lost(images, alone, tmp_path):
     assert digest(tmp_path / "out") == alone
 
 
+def test_a_cluster_that_is_lost_when_all_tiles_are_done(images, alone, tmp_path):
+    import distributed
+
+    started = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1",
+        dashboard_address=None, memory_limit=0,
+    )  # fmt: skip
+
+    def emit(event):
+        if isinstance(event, Progress) and event.step == event.total:
+            started.close()
+
+    try:
+        summary, _ = run(images, tmp_path / "out", emit, scheduler=started.scheduler_address)
+    finally:
+        started.close()
+    assert summary.complete
+    assert digest(tmp_path / "out") == alone
+
+
 def test_several_predictions_on_one_cluster(images, alone, tmp_path, threads):
     """At the same time, and one after the other; what they loaded is freed."""
     results = {}
@@ -239,6 +261,46 @@ def test_interrupted_on_a_cluster_and_resumed(images, alone, tmp_path, threads):
     assert digest(tmp_path / "out") == alone
 
 
+def test_interrupted_while_there_are_no_workers(images, tmp_path):
+    """As when the jobs are still in the queue: nothing is under way that could be waited for."""
+    import distributed
+
+    notes = []
+
+    def emit(event):
+        if isinstance(event, Note) and "no workers now" in event.text:
+            notes.append(event.text)
+
+    with (
+        distributed.LocalCluster(
+            n_workers=0, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+        ) as started,
+        pytest.raises(InterruptedRunError),
+    ):
+        run(
+            images, tmp_path / "out", emit, lambda: bool(notes),
+            scheduler=started.scheduler_address,
+        )  # fmt: skip
+
+
+def test_listings_that_lag_behind(images, alone, tmp_path, threads, monkeypatch):
+    """As on a network drive, where a folder does not show at once what others have written."""
+    monkeypatch.setattr(WorkDir, "_numbered", lambda self, item, suffix: set())
+    finished = WorkDir.finished
+    monkeypatch.setattr(
+        WorkDir, "finished", lambda self: {i: v for i, v in finished(self).items() if i != 1}
+    )
+    summary, _ = run(images, tmp_path / "out", scheduler=threads)
+    assert summary.complete
+    assert digest(tmp_path / "out") == alone
+
+
+def test_what_is_sent_holds_in_any_folder():
+    inside = cluster._absolute_output(output_inside(Path("plate.zarr/A/1/0"), "cells"))
+    assert inside.path.is_absolute()
+    assert inside.container == Path("plate.zarr/A/1/0").absolute()
+
+
 def test_a_movie_that_is_tracked_on_a_cluster(tmp_path, threads, monkeypatch):
     import tracking_fakes
 
@@ -260,6 +322,8 @@ def test_nobody_answers(images, tmp_path, monkeypatch):
     assert "dask scheduler" in caught.value.hint
     with pytest.raises(ConfigError, match="is no address"):
         run(images, tmp_path / "out", scheduler="nonsense://x")
+    with pytest.raises(ConfigError, match="knows no key and certificate"):
+        run(images, tmp_path / "out", scheduler="tls://127.0.0.1:1")
     assert not (tmp_path / "out").exists()
 
 

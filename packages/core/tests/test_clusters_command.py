@@ -90,6 +90,21 @@ def once_started(tmp_path: Path, number: int) -> threading.Thread:
     return thread
 
 
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    """Other test modules keep processes of their own."""
+    _before.clear()
+    _before.update(psutil.Process().children(recursive=True))
+
+
+_before: set[psutil.Process] = set()
+
+
+def children() -> set[psutil.Process]:
+    """The processes that a test started."""
+    return set(psutil.Process().children(recursive=True)) - _before
+
+
 def test_a_job_runs_its_command(job: Job, tmp_path: Path) -> None:
     assert job() == 0
     assert steps(tmp_path) == list(range(20))
@@ -110,7 +125,7 @@ def test_sigterm_goes_to_the_command(job: Job, tmp_path: Path) -> None:
         job()
     sender.join()
     assert 0 < len(steps(tmp_path)) < 20
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_at_the_time_limit_the_state_is_saved_and_the_next_go_goes_on(
@@ -132,7 +147,7 @@ def test_at_the_time_limit_the_state_is_saved_and_the_next_go_goes_on(
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert 0 < len(steps(tmp_path)) < 20
-    assert not psutil.Process().children()
+    assert not children()
     assert job() == 0
     assert steps(tmp_path) == list(range(20)), "each step once"
     assert commands(tmp_path) == ["train 3", "resume 3"]
@@ -156,7 +171,7 @@ def test_the_clusters_signal_does_not_kill_the_command(job: Job, tmp_path: Path)
     """SLURM may send it to all processes of a job."""
 
     def to_child(*_: object) -> None:
-        for child in psutil.Process().children(recursive=True):
+        for child in children():
             child.send_signal(signal.SIGUSR2)
 
     before = signal.signal(signal.SIGUSR1, to_child)
@@ -184,7 +199,7 @@ def _kill_children(tmp_path: Path) -> None:
     end = time.monotonic() + 20
     while not (tmp_path / "run" / "steps").exists() and time.monotonic() < end:
         time.sleep(0.01)
-    for child in psutil.Process().children(recursive=True):
+    for child in children():
         child.kill()
 
 

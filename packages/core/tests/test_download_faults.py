@@ -131,6 +131,26 @@ def test_redirects_are_followed_but_not_in_circles(server, tmp_path) -> None:
     assert server.plan == []
 
 
+def test_a_redirect_to_what_is_no_address_is_refused(server, tmp_path) -> None:
+    server.moved = {"/a": "http://[broken/a"}
+    refused(server, tmp_path, "redirected to, is none")
+
+
+def test_a_network_that_is_gone_is_tried_again(server, tmp_path, monkeypatch) -> None:
+    from http.client import HTTPResponse
+
+    read, left = HTTPResponse.read1, [OSError(errno.ENETUNREACH, "Network is unreachable")]
+
+    def broken(self: HTTPResponse, size: int) -> bytes:
+        if left and size:
+            raise left.pop()
+        return read(self, size)
+
+    monkeypatch.setattr(HTTPResponse, "read1", broken)
+    get(server, tmp_path)
+    assert len(server.seen) == 2
+
+
 def test_a_redirect_from_https_to_http_is_refused() -> None:
     request = urllib.request.Request("https://data.invalid/a")
     with pytest.raises(Exception, match="which is not secure"):

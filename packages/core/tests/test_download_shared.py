@@ -249,7 +249,8 @@ def test_a_copy_is_compared_with_the_manifest_of_its_mirror(server, tmp_path) ->
     assert names(tmp_path / "got") == []
     (mirror / "a").write_bytes(BODY)
     assert get(server, tmp_path / "got", settings).fresh
-    (mirror / "manifest.json").write_text("{")
     (tmp_path / "got/a").unlink()
-    with pytest.raises(WeightsError, match=r"manifest\.json: is damaged"):
-        get(server, tmp_path / "got", settings)
+    for text in ("{", json.dumps({"files": [{"file": "a", "sha256": f"{'0' * 64} rot13:1"}]})):
+        (mirror / "manifest.json").write_text(text)
+        with pytest.raises(WeightsError, match=r"manifest\.json: is damaged"):
+            get(server, tmp_path / "got", settings)

@@ -11,7 +11,7 @@ from cluster_fakes import logged, run, until
 from engine_fakes import digest, discs
 
 from cellseg.engine import gpus
-from cellseg.errors import ConfigError
+from cellseg.errors import ConfigError, DeviceError
 
 HERE = Path(__file__).parent
 
@@ -66,6 +66,14 @@ def test_no_driver_no_gpus(smi):
     assert gpus.own_device("auto") == "auto"
 
 
+def test_a_driver_that_does_not_answer(smi, monkeypatch):
+    """Nobody takes that for a computer without GPUs: all workers would take the same one."""
+    smi.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(gpus, "_ANSWER", 0.1)
+    with pytest.raises(DeviceError, match="does not answer"):
+        gpus.visible_gpus()
+
+
 def test_each_process_takes_a_gpu_of_its_own(smi, monkeypatch):
     held, taken = [], []
     for _ in range(3):
@@ -87,7 +95,7 @@ def test_each_process_takes_a_gpu_of_its_own(smi, monkeypatch):
 
 
 def test_more_workers_than_gpus(smi, images, tmp_path):
-    with pytest.raises(ConfigError, match=r"--workers 4: there are only 3 GPU\(s\)") as caught:
+    with pytest.raises(ConfigError, match=r"--workers 4: this computer has 3 GPU\(s\)") as caught:
         run(images, tmp_path / "out", workers=4, device="auto")
     assert "--workers 3" in caught.value.hint
     with pytest.raises(ConfigError, match="--device cuda:1"):

@@ -17,12 +17,13 @@ from cellseg.errors import DataError, StorageError
 from cellseg.events import Checkpointed, Event, Progress
 from cellseg.files import (
     discard,
+    locked,
     remove_leftovers,
     replacing,
     storage_errors,
     write_atomic,
 )
-from cellseg.locks import LOCK
+from cellseg.locks import LOCK, sole
 from cellseg.plugins import Plugins
 from cellseg.runs import RunDir
 from cellseg.synthetic import write_dataset
@@ -168,6 +169,7 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     put("b", "new")  # and killed after that
     put(".old-12-b", "old")
     put(".old-12-other", "not asked for")
+    put(".part-12-.part-12-b", "half, of a writer that replaces by itself")
     remove_leftovers(tmp_path, {"a", "b"})
     assert names(tmp_path) == [".old-12-other", "a", "b"]
     assert (tmp_path / "a" / "file").read_text() == "old"
@@ -336,3 +338,52 @@ def test_a_kill_before_the_tiles_are_forgotten(tmp_path: Path) -> None:
     (out / ".cellseg" / LOCK).write_text("")
     go(True)
     assert sorted(out.rglob("*")) == undisturbed
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system follows links")
+def test_a_lock_that_is_a_link_is_not_written_to(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("mine")
+    (tmp_path / "run").mkdir()
+    for lead in (kept, tmp_path / "nowhere" / "x"):
+        link = tmp_path / "run" / LOCK
+        link.symlink_to(lead)
+        with pytest.raises(StorageError, match="symbolic link"), sole(link.parent, link):
+            pass
+        link.unlink()
+    history = RunDir(tmp_path / "run")
+    history.log.symlink_to(kept)
+    with pytest.raises(StorageError, match="symbolic link"):
+        history.record(Progress(1, 2))
+    assert kept.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    place = Path("run")
+    with pytest.raises(StorageError, match="run: cannot be made"), sole(place, place / LOCK):
+        pass
+
+
+def test_somebody_who_is_there_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    lock, ready, let_go = tmp_path / LOCK, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(lock):
+            ready.set()
+            let_go.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    ready.wait(30)
+    with pytest.raises(StorageError), sole(tmp_path, lock, shared=True):
+        pass
+    threading.Timer(0.2, let_go.set).start()
+    with sole(tmp_path, lock, shared=True, patience=30):
+        assert let_go.is_set()
+    thread.join()

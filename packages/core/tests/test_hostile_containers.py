@@ -92,6 +92,26 @@ def test_hdf5_files_in_another_folder_are_not_followed(tmp_path: Path, kind: str
     refused(leading(tmp_path / "data/symbolic.h5", "link.h5"), "in another folder")
 
 
+@pytest.mark.parametrize("first", ["external", "soft"])
+def test_hdf5_links_to_links_are_not_followed_either(tmp_path: Path, first: str) -> None:
+    other = _volume(tmp_path / "other/x.h5")
+    (tmp_path / "data").mkdir()
+    with h5py.File(tmp_path / "data/second.h5", "w") as file:
+        file["raw"] = h5py.ExternalLink(str(other), "raw")
+    path = tmp_path / "data/first.h5"
+    with h5py.File(path, "w") as file:
+        if first == "external":
+            file["raw"] = h5py.ExternalLink("second.h5", "raw")
+        else:
+            layout = h5py.VirtualLayout((64, 64), "u2")
+            layout[:] = h5py.VirtualSource("third.h5", "soft", (64, 64))
+            file.create_virtual_dataset("raw", layout)
+    with h5py.File(tmp_path / "data/third.h5", "w") as file:
+        file["soft"] = h5py.SoftLink("/far")
+        file["far"] = h5py.ExternalLink(str(other), "raw")
+    refused(path, "in another folder")
+
+
 def test_hdf5_groups_in_a_circle_and_in_each_other(tmp_path: Path) -> None:
     with h5py.File(_volume(tmp_path / "circle.h5"), "a") as file:
         file["a/b"] = file["/"]
@@ -277,6 +297,19 @@ def test_levels_elsewhere(tmp_path: Path) -> None:
     shutil.rmtree(linked / "0")
     (linked / "0").symlink_to(good / "0")
     refused(linked, "name a place that is not in it")
+
+
+def test_chunks_elsewhere(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    path = image(tmp_path / "a.zarr")
+    chunk = next(file for file in sorted((path / "0").rglob("*")) if file.name[0].isdigit())
+    chunk.rename(secret)
+    chunk.symlink_to(secret)
+    refused(path, "a link to a place that is not in it")
+    chunk.unlink()
+    secret.rename(chunk.with_name("here"))
+    chunk.symlink_to("here")
+    np.testing.assert_array_equal(taken(path)[0, 0], PIXELS)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,11 @@ def test_a_tile_that_says_it_is_larger_than_the_page(tmp_path: Path, kind: str) 
     refused(_with_tile(tmp_path / "tile.tif", data, codes[kind]), "a tile holds 9 MB of pixels")
 
 
-def test_metadata_that_name_files_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "written",
+    ['"../secret.tif"', '"..&#47;secret.tif"', '"&#x2e;./secret.tif"', """ '../secret.tif'"""],
+)
+def test_metadata_that_name_files_elsewhere(tmp_path: Path, written: str) -> None:
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, PIXELS, ome=True)
     with tifffile.TiffFile(path) as file:
@@ -115,7 +119,7 @@ def test_metadata_that_name_files_elsewhere(tmp_path: Path) -> None:
     assert text is not None
     text = text.replace("</TiffData>", "").replace(
         "</Pixels>",
-        '<TiffData IFD="0"><UUID FileName="../secret.tif">urn:uuid:1</UUID></TiffData></Pixels>',
+        f'<TiffData IFD="0"><UUID FileName={written}>urn:uuid:1</UUID></TiffData></Pixels>',
     )
     tifffile.imwrite(path, PIXELS, description=text, metadata=None)
     refused(path, "name a file in another folder: '../secret.tif'")

@@ -62,6 +62,9 @@ def test_an_address_stays_as_it_is(text: str) -> None:
         ("https://", "names no host", "None"),
         ("https://me:sesame@host/a", "password", "environment"),
         ("https://host/a?sig=sesame", "query", "None"),
+        ("file://results", "names no file of this computer", "three slashes"),
+        ("file://data/a.zarr", "names no file of this computer", "three slashes"),
+        ("file:///data/a#1.zarr", "names no file of this computer", "file://"),
     ],
 )
 def test_addresses_that_cannot_be_used(text: str, message: str, hint: str) -> None:

@@ -138,6 +138,20 @@ def test_only_the_best_keep_their_models(tmp_path: Path) -> None:
     assert len(list((tmp_path / "all/trials").glob("*/model"))) == 6
 
 
+@pytest.mark.parametrize("folder", ["../kept", "trials/../../kept", "/kept", "trials"])
+def test_a_database_does_not_say_which_folders_are_removed(tmp_path: Path, folder: str) -> None:
+    kept = tmp_path / "kept" / "model"
+    kept.mkdir(parents=True)
+    run(tmp_path / "out", trials=2)
+    study = study_in(tmp_path / "out")
+    trial = study.frozen()[0]
+    named = folder.replace("/kept", str(tmp_path / "kept")) if folder[0] == "/" else folder
+    study.storage.set_trial_user_attr(trial._trial_id, "folder", named)
+    with pytest.raises(DataError, match="no folder of a trial"):
+        study.trials()
+    assert kept.is_dir()
+
+
 def test_a_stop_gives_back_what_is_under_way(tmp_path: Path) -> None:
     asked = iter([False] * 9)
     with pytest.raises(InterruptedRunError, match=r"Stopped after \d of 6 trials"):
@@ -298,6 +312,9 @@ def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
 def test_a_wrong_address_is_named_without_its_password(tmp_path: Path) -> None:
     address = "postgres://me:secret@host/name"
     assert masked(address) == "postgres://me:***@host/name"
+    assert masked("postgres://me:se/cr:et@host/name") == "postgres://me:***@host/name"
+    assert masked("a://host/name?password=secret&x=1") == "a://host/name?password=***&x=1"
+    assert masked("sqlite:////me/a:b.db") == "sqlite:////me/a:b.db"
     with pytest.raises(ConfigError, match=r"me:\*\*\*@host") as error:
         run(tmp_path, trials=2, storage=address)
     assert "secret" not in str(error.value)

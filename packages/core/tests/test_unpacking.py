@@ -65,6 +65,23 @@ def test_a_damaged_archive_leaves_nothing(tmp_path: Path) -> None:
         unpack(path, tmp_path / "out")
 
 
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_is_told_alike_for_all_ways_of_packing(tmp_path: Path, how: int) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", how) as out:
+        out.writestr("x", NOISE)
+    whole = path.read_bytes()
+    for place in (35, 45, 60, 3000):
+        path.write_bytes(
+            whole[:place]
+            + bytes(255 ^ each for each in whole[place : place + 9])
+            + whole[place + 9 :]
+        )
+        with pytest.raises(DataError, match="no ZIP archive that can be read"):
+            unpack(path, tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.zip", {"x": b"1"})
     data = bytearray(path.read_bytes())

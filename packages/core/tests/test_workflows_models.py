@@ -342,6 +342,17 @@ def test_one_token_is_not_sent_to_several_publishers(make) -> None:
             refuse_shared_token(some)
 
 
+def test_a_token_is_not_sent_to_who_wants_none(gated, make, server) -> None:
+    open_to_all = make("two", "two")
+    found = stored_models(plugins([card(TrainerSpec, "a", gated, open_to_all)], []))
+    refuse_shared_token(found)
+    settings = replace(QUICK, headers=bearer("hush-hush", "FILE"))
+    with pytest.raises(WeightsError, match="401"):  # the server wants it of everybody
+        pull_models(found, settings, ignored)
+    sent = {seen["path"]: seen.get("authorization") for seen in server.seen}
+    assert sent == {"/gated": "Bearer hush-hush", "/two": None}
+
+
 def test_a_plain_download_keeps_no_note(make, tmp_path) -> None:
     remote = make("one", "one").files[0]
     fetch(remote, tmp_path / "plain", QUICK, ignored)

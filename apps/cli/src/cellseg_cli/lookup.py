@@ -44,6 +44,18 @@ ConfigFile = Annotated[
 LabelledImages = Annotated[
     Location, typer.Argument(metavar="DATA", help="Images with labels.", show_default=False)
 ]
+Mirror = Annotated[
+    str,
+    typer.Option(
+        "--mirror",
+        help="An address or a folder with files of the same names, to get them from; by default "
+        "what CELLSEG_MIRROR says.",
+        show_default=False,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Get and replace files that are not as expected.")
+]
 TrainerName = Annotated[
     str | None,
     typer.Option(

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cellseg.bundle import FILE as BUNDLE
-from cellseg.bundle import Bundle
 from cellseg.errors import ConfigError, WeightsError
 from cellseg.events import Emit, Note
 from cellseg.specs import BaseWeights
@@ -16,8 +14,8 @@ from cellseg.torch.sam import weights as sam_weights
 from cellseg.torch.sam.architecture import Architecture
 from cellseg.torch.sam.model import SegmentAnything
 from cellseg.torch.sam.model_types import RANDOM, backbone
-from cellseg.torch.weights import FILE, seeded
-from cellseg_cellsam import description
+from cellseg.torch.weights import seeded
+from cellseg_cellsam.description import Description
 from cellseg_cellsam.model import CellSam
 from cellseg_cellsam.options import CellSamOptions
 from cellseg_cellsam.sizes import DetectorSizes
@@ -130,29 +128,20 @@ def _of_cellsam(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_directory(path: Path, options: CellSamOptions, emit: Emit) -> Start:
     """The model in a run, in a model directory, or of a stage of a run; it starts as it ended."""
-    inside = path / "model"
-    directory = inside if (inside / description.FILE).exists() else path
-    if not (directory / description.FILE).exists():
-        raise WeightsError(
-            f"{path} holds no cellsam model.",
-            hint="Give a file with weights, a finished run of cellseg train, or its model.",
-        )
+    directory, base = Description.find(path)
     model, described = load_model(directory)
     if options.queries not in (None, model.sizes.queries):
         raise ConfigError(
             f"--queries {options.queries}: the detector in {path} has {model.sizes.queries}.",
             hint="Leave --queries out, or start from a model without a detector.",
         )
-    sha256, licence = "", "as its source says"
-    if (directory / BUNDLE).exists():
-        sha256 = Bundle.load_verified(directory).weights.get(FILE, "")
-    if described.licence:
-        licence = described.licence
+    if licence := described.licence:
+        base = replace(base, licence=licence)
         emit(Note(f"{path.name} was trained from {licence}. What is trained from it is bound too."))
     return Start(
         model=model,
         model_type=described.model_type,
-        base=BaseWeights(name=path.name, source=str(path), licence=licence, sha256=sha256),
+        base=base,
         boxes_trained=described.boxes_trained,
         masks_trained=described.masks_trained,
         licence=described.licence,

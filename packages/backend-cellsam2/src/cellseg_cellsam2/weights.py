@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cellseg.bundle import Bundle
 from cellseg.errors import WeightsError
 from cellseg.events import Emit
 from cellseg.specs import BaseWeights
@@ -12,8 +11,8 @@ from cellseg.torch.sam.weights import base_of, read_tensors
 from cellseg.torch.sam2.model import build
 from cellseg.torch.sam2.sizes import RANDOM
 from cellseg.torch.sam2.weights import fill, holds_sam2, load_published, size_of, tensors_of
-from cellseg.torch.weights import FILE, seeded
-from cellseg_cellsam2 import description
+from cellseg.torch.weights import seeded
+from cellseg_cellsam2.description import Description
 from cellseg_cellsam2.model import CellSam2
 from cellseg_cellsam2.stored import load
 
@@ -65,18 +64,6 @@ def make_model(
 
 def _of_directory(path: Path, resolution: int) -> tuple[CellSam2, tuple[BaseWeights, ...]]:
     """The model in a run or a model directory; it starts as it ended there."""
-    inside = path / "model"
-    directory = inside if (inside / description.FILE).exists() else path
-    if not (directory / description.FILE).exists():
-        raise WeightsError(
-            f"{path} holds no cellsam2 model.",
-            hint="Give a file with weights, a finished run of cellseg train, or its model.",
-        )
+    directory, base = Description.find(path)
     model, _ = load(directory, side=resolution)
-    sha256 = ""
-    if (directory / "bundle.json").exists():
-        sha256 = Bundle.load_verified(directory).weights.get(FILE, "")
-    base = BaseWeights(
-        name=path.name, source=str(path), licence="as its source says", sha256=sha256
-    )
     return model.train(), (base,)

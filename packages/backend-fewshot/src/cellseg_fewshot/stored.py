@@ -21,6 +21,7 @@ from torch import Tensor  # noqa: TID253
 
 from cellseg.errors import WeightsError
 from cellseg.files import write_atomic
+from cellseg.limits import MOST_JSON, read_bytes
 from cellseg.torch.reading import read_file
 from cellseg.torch.weights import save_tensors
 from cellseg_fewshot.magnification import Blobs
@@ -81,7 +82,7 @@ class Stored:
         """
         file = directory / FILE
         try:
-            described = json.loads(file.read_text(encoding="utf-8"))
+            described = json.loads(read_bytes(file, MOST_JSON, WeightsError))
             encoder, values = described["encoder"], described["memory"]
             memory = _memory(values, read_tensors(directory / TENSORS))
             classes, precision = tuple(described["classes"]), str(described["precision"])

@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cellseg.bundle import Bundle
 from cellseg.download.published import fetch_weights
-from cellseg.errors import WeightsError
 from cellseg.events import Emit
 from cellseg.specs import BaseWeights
 from cellseg.torch.sam.architecture import Architecture
@@ -20,8 +18,8 @@ from cellseg.torch.sam.weights import (
     read_states,
     read_tensors,
 )
-from cellseg.torch.weights import FILE, seeded
-from cellseg_microsam import description
+from cellseg.torch.weights import seeded
+from cellseg_microsam.description import Description
 from cellseg_microsam.model import MicroSam
 from cellseg_microsam.stored import load_model
 from cellseg_microsam.unetr import UnetrDecoder
@@ -133,20 +131,8 @@ def load_checkpoint(path: Path) -> Loaded:
 
 
 def _load_directory(path: Path) -> Loaded:
-    inside = path / "model"
-    directory = inside if (inside / description.FILE).exists() else path
-    if not (directory / description.FILE).exists():
-        raise WeightsError(
-            f"{path} holds no microsam model.",
-            hint="Give a file with weights, a finished run of cellseg train, or its model.",
-        )
+    directory, base = Description.find(path)
     model, described = load_model(directory)
-    sha256 = ""
-    if (directory / "bundle.json").exists():
-        sha256 = Bundle.load_verified(directory).weights.get(FILE, "")
-    base = BaseWeights(
-        name=path.name, source=str(path), licence="as its source says", sha256=sha256
-    )
     return Loaded(
         model=model,
         model_type=described.model_type,

@@ -7,10 +7,10 @@ stated, there is none here either.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from cellseg.download.remote import Remote
 from cellseg.errors import UsageError
+from cellseg.texts import did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +62,9 @@ class DataSet:
         names = [file.part for file in self.files if file.part]
         for part in parts:
             if part not in names:
-                close = get_close_matches(part, names, n=1)
                 raise UsageError(
                     f"{self.name} has no part {part!r}.",
-                    hint=f"Did you mean {close[0]!r}?"
-                    if close
-                    else f"It has: {', '.join(names) or 'no parts'}.",
+                    hint=did_you_mean(part, names, f"It has: {', '.join(names) or 'no parts'}."),
                 )
         return tuple(file for file in self.files if not parts or file.part in parts)
 
@@ -159,9 +156,8 @@ def data_set(name: str) -> DataSet:
         UsageError: there is none.
     """
     if name not in CATALOGUE:
-        close = get_close_matches(name, CATALOGUE, n=1)
         raise UsageError(
             f"There is no data set {name!r}.",
-            hint=f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(CATALOGUE)}.",
+            hint=did_you_mean(name, CATALOGUE, f"There are: {', '.join(CATALOGUE)}."),
         )
     return CATALOGUE[name]

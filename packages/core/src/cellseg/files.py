@@ -26,6 +26,7 @@ _REASONS = {
     errno.EROFS: "the file system is read-only",
     errno.EFBIG: "it is larger than the file system, or a limit of the system, allows",
     errno.EIO: "the disk reports an error",
+    errno.ELOOP: "it is a symbolic link, or behind a circle of them",
 }
 _LOCKLESS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _LOCK_AT = 1 << 30
@@ -184,6 +185,8 @@ def remove_leftovers(directory: Path, names: Collection[str] | None = None) -> N
     for kind in (".old-", ".part-"):
         for left in directory.glob(f"{kind}*") if directory.is_dir() else ():
             process, _, name = left.name.removeprefix(kind).partition("-")
+            while name.startswith(kind):  # of a writer that does as we do
+                name = name.removeprefix(kind).partition("-")[2]
             if names is not None and not (name in names and process.isdigit()):
                 continue
             if kind == ".old-" and name and not (directory / name).exists():
@@ -231,10 +234,24 @@ def locked(
             _give_back(file, path, shared)
 
 
+def open_own(path: Path) -> FileIO:
+    """A file to append to, and to read, which is made if it is not there; never one elsewhere that
+    a symbolic link leads to.
+
+    Raises:
+        OSError: as of ``os.open``; a link is ``ELOOP``.
+    """
+    no_links = getattr(os, "O_NOFOLLOW", 0)  # there are hardly any on Windows
+    opened: FileIO = open(
+        path, "ab+", buffering=0, opener=lambda name, flags: os.open(name, flags | no_links, 0o666)
+    )
+    return opened
+
+
 def _take(path: Path, shared: bool, wait: bool, unsupported: Callable[[], None]) -> FileIO | None:
     """The open file, if its lock is got."""
     while True:
-        file = path.open("ab+", buffering=0)
+        file = open_own(path)
         _locks.add(file)
         try:
             try:

@@ -52,7 +52,7 @@ def location(text: str | Path) -> Path:
         A ``Path``; of an address a path that has its methods, whose ``str`` is the address.
 
     Raises:
-        ConfigError: the address is of an unknown kind, names no bucket or host, or holds a
+        ConfigError: the address is of an unknown kind, names no bucket, host or file, or holds a
             password or a query.
         PluginError: the package for such addresses is not installed.
     """
@@ -62,7 +62,7 @@ def location(text: str | Path) -> Path:
         return Path(text)
     scheme, rest = _parts(text)
     if scheme == "file":
-        return Path(url2pathname(urlsplit(text).path))
+        return _file(text)
     if scheme != "memory" and not rest.split("/")[0]:
         what = "host" if scheme.startswith("http") else "bucket"
         raise ConfigError(f"{text}: names no {what}, as {scheme}://NAME/image.zarr does.")
@@ -221,6 +221,16 @@ def _parts(text: str) -> tuple[str, str]:
             hint=f"Did you mean {close[0]}://?" if close else f"Known: {known}",
         )
     return scheme, rest
+
+
+def _file(text: str) -> Path:
+    found = urlsplit(text)
+    if found.netloc not in ("", "localhost") or not found.path or found.query or found.fragment:
+        raise ConfigError(
+            f"{shown(text)}: names no file of this computer.",
+            hint="Write file:///folder/name, with three slashes; or leave file:// out.",
+        )
+    return Path(url2pathname(found.path))
 
 
 def _refuse_secrets(text: str, scheme: str, rest: str) -> None:

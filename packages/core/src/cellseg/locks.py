@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -20,6 +21,10 @@ ELSEWHERE = "Wait until it ends, or stop it; or write elsewhere with --output."
 WAIT = "Wait until it ends, or stop it."
 _MOST = 3
 """Processes that a message names at most."""
+_PAUSE = 0.05
+"""Seconds between two looks."""
+_TRIES = 100
+"""Times that a folder is made which others remove."""
 
 
 @contextmanager
@@ -29,6 +34,7 @@ def sole(
     *,
     shared: bool = False,
     hint: str = ELSEWHERE,
+    patience: float = 0.0,
     emit: Emit = lambda event: None,
 ) -> Iterator[None]:
     """Be the only process that works at a place, for as long as this lasts.
@@ -41,6 +47,7 @@ def sole(
         lock: the file that stands for it.
         shared: others may work there too, if they share it.
         hint: what somebody can do who comes second.
+        patience: seconds to wait for somebody who is there for a moment.
         emit: gets a ``Note`` where the file system has no locks, and so nobody is kept out.
 
     Raises:
@@ -59,8 +66,11 @@ def sole(
     made: list[Path] = []
     try:
         with ExitStack() as stack:
-            if not stack.enter_context(_locked(lock, shared, unsupported, made)):
-                raise _busy(place, lock, hint)
+            end = time.monotonic() + patience
+            while not stack.enter_context(_locked(lock, shared, unsupported, made)):
+                if time.monotonic() >= end:
+                    raise _busy(place, lock, hint)
+                time.sleep(_PAUSE)
             yield
     except BaseException:
         for folder in made:
@@ -99,14 +109,19 @@ def holders(lock: Path) -> list[dict[str, Any]]:
 @contextmanager
 def _locked(lock: Path, shared: bool, unsupported: Any, made: list[Path]) -> Iterator[bool]:
     with ExitStack() as stack:
-        while True:
+        for left in reversed(range(_TRIES)):
             missing = [path for path in lock.parents if not path.exists()]
-            # Another process may remove the folder, which it made and found no use for.
-            with suppress(FileNotFoundError):
+            try:
                 make_folder(lock.parent)
                 made += missing
                 got = stack.enter_context(locked(lock, shared=shared, unsupported=unsupported))
                 break
+            except FileNotFoundError as error:
+                # Another process may remove the folder, which it made and found no use for.
+                if not left:
+                    raise StorageError(
+                        f"{lock.parent}: cannot be made: {error.strerror}."
+                    ) from error
         yield got
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cellseg.errors import ConfigError
 from cellseg.locations import is_address, is_place, refuse_address, shown, takes_addresses
+from cellseg.texts import did_you_mean
 from cellseg.yaml_files import read_yaml
 
 OptionsT = TypeVar("OptionsT", bound="Options")
@@ -129,11 +129,10 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], source: str = "")
     known = list(dict.fromkeys(known))
     for name in given:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
             where = f"{source}: " if source else ""
             raise ConfigError(
                 f"{where}unknown option {name!r}.",
-                hint=f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}.",
+                hint=did_you_mean(name, known, f"Known: {', '.join(known)}."),
             )
 
 

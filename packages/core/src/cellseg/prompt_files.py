@@ -12,12 +12,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from cellseg.errors import DataError
 from cellseg.geojson import Feature, features, read_text, whole
+from cellseg.texts import did_you_mean
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".geojson")
 """Files that a folder of prompts is searched for."""
@@ -134,12 +134,10 @@ def _axes(columns: Sequence[str], path: Path, more: Sequence[str]) -> list[str]:
         known.append(columns[0])
     for name in columns:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
+            listed = ", ".join(name for name in known if name)
             raise DataError(
                 f"{path}: has an unknown column {name[:80]!r}.",
-                hint=f"Did you mean {close[0]!r}?"
-                if close
-                else f"Known: {', '.join(name for name in known if name)}. Leave out the others.",
+                hint=did_you_mean(name, known, f"Known: {listed}. Leave out the others."),
             )
     if not axes:
         if not {"y", "x"} <= {*columns} and not {"y0", "x0", "y1", "x1"} <= {*columns}:

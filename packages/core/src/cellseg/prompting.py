@@ -10,13 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from cellseg.data import ZYX, Prompt
 from cellseg.errors import DataError
 from cellseg.prompt_files import SUFFIXES, Mark, read_marks
+from cellseg.texts import did_you_mean
 
 Point: TypeAlias = tuple[float, float, float]
 
@@ -236,11 +236,10 @@ class ImageNames:
                 f"{where}: {given!r} could be {' or '.join(found[:_SHOWN])}.",
                 hint="Give the whole name.",
             )
-        close = get_close_matches(_bare(plain), self._names, n=1)
         listed = ", ".join(self._names[:_SHOWN]) + (", ..." if len(self._names) > _SHOWN else "")
         raise DataError(
             f"{where}: there is no image {given!r} among {self._what}.",
-            hint=f"Did you mean {close[0]!r}?" if close else f"There are: {listed}.",
+            hint=did_you_mean(_bare(plain), self._names, f"There are: {listed}."),
         )
 
 

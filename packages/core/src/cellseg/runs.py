@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cellseg import events as event_types
 from cellseg.errors import DataError
 from cellseg.events import Event, Resumed
-from cellseg.files import remove, storage_errors, write_atomic
+from cellseg.files import open_own, remove, storage_errors, write_atomic
 from cellseg.locations import Location
 from cellseg.locks import LOCK
 from cellseg.splits import Splits
@@ -164,7 +164,7 @@ class RunDir:
         """Append one event to the run's history."""
         line = {"at": datetime.now(UTC).isoformat(), "event": type(event).__name__}
         text = json.dumps(line | _plain(asdict(event))) + "\n"
-        with storage_errors(self.log), self.log.open("ab+", buffering=0) as file:
+        with storage_errors(self.log), open_own(self.log) as file:
             end = _whole_lines(file)
             file.truncate(end)  # what a kill in mid-line left
             try:

@@ -6,6 +6,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TextIO
 
 _KEPT = {"\n", "\t"}
@@ -26,6 +27,13 @@ def printable(text: str) -> str:
         else character.encode("unicode_escape", "surrogatepass").decode("ascii")
         for character in text
     )
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The hint for a name that nobody knows: the nearest of those that are known, or else
+    ``otherwise``."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"Did you mean {close[0]!r}?" if close else otherwise
 
 
 class CsvWriter:

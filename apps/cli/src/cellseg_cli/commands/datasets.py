@@ -11,6 +11,7 @@ from cellseg.catalogue import CATALOGUE, DataSet
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console, columns
 from cellseg_cli.flags import Command, with_flags
+from cellseg_cli.lookup import Force, Mirror
 from cellseg_cli.pages import CommandPage, settings
 
 
@@ -41,18 +42,8 @@ def data(arguments: Arguments) -> typer.Typer:
             list[str] | None,
             typer.Option("--part", help="Only this part; may be given several times."),
         ] = None,
-        mirror: Annotated[
-            str,
-            typer.Option(
-                "--mirror",
-                help="An address or a folder with files of the same names, to get them from; by "
-                "default what CELLSEG_MIRROR says.",
-                show_default=False,
-            ),
-        ] = "",
-        force: Annotated[
-            bool, typer.Option("--force", help="Get and replace files that are not as expected.")
-        ] = False,
+        mirror: Mirror = "",
+        force: Force = False,
         insecure: Annotated[
             bool,
             typer.Option(

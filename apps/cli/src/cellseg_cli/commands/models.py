@@ -18,6 +18,7 @@ from cellseg.workflows.stored_models import (
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.console import Console, columns
 from cellseg_cli.flags import Command, with_flags
+from cellseg_cli.lookup import Force, Mirror
 from cellseg_cli.pages import CommandPage, settings
 
 _Backend: TypeAlias = Annotated[
@@ -77,18 +78,8 @@ def _pull(
     names: _Names = None,
     backend: _Backend = None,
     every: Annotated[bool, typer.Option("--all", help="All models there are.")] = False,
-    mirror: Annotated[
-        str,
-        typer.Option(
-            "--mirror",
-            help="An address or a folder with files of the same names, to get them from; by "
-            "default what CELLSEG_MIRROR says.",
-            show_default=False,
-        ),
-    ] = "",
-    force: Annotated[
-        bool, typer.Option("--force", help="Get and replace files that are not as expected.")
-    ] = False,
+    mirror: Mirror = "",
+    force: Force = False,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many files at a time.")] = 4,
     token_file: Annotated[
         Path | None,

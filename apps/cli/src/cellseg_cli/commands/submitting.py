@@ -5,7 +5,6 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from cellseg.clusters.command import Restart
 from cellseg.clusters.recipes import Recipe, recipe_names, recipe_text, recipe_values
 from cellseg.errors import ConfigError, DataError, UsageError
 from cellseg.options import Options, flag
+from cellseg.texts import did_you_mean
 from cellseg.workflows.submit_settings import SubmitSettings
 from cellseg_cli.arguments import Arguments
 from cellseg_cli.commands import COMMANDS
@@ -138,12 +138,12 @@ def _checked(words: Sequence[str]) -> _Parsed:
     """
     name, parsed = words[0], _Parsed()
     if name not in COMMANDS or name == "submit":
-        close = get_close_matches(name, [each for each in COMMANDS if each != "submit"], n=1)
+        others = [each for each in COMMANDS if each != "submit"]
         raise UsageError(
             f"cellseg submit has no use for {name!r}."
             if name in COMMANDS
             else f"There is no command cellseg {name}.",
-            hint=f"Did you mean {close[0]!r}?" if close else "cellseg --help lists them.",
+            hint=did_you_mean(name, others, "cellseg --help lists them."),
         )
     module = import_module(f"cellseg_cli.commands.{COMMANDS[name].module}")
     made = getattr(module, name.replace("-", "_"))(Arguments(tuple(words[1:])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cellseg.errors import ConfigError
 from cellseg.options import Options, parse, read_config
+from cellseg.texts import did_you_mean
 
 _FOLDER = Path(__file__).with_name("nodes")
 _WORD = r"^[^\s'\"\\]+$"
@@ -253,12 +253,11 @@ def refuse_odd(folder: Path) -> None:
 
 def _unknown(name: str) -> ConfigError:
     names = recipe_names()
-    close = get_close_matches(name, names, n=1)
     return ConfigError(
         f"There is no recipe {name!r}.",
-        hint=f"Did you mean {close[0]!r}?"
-        if close
-        else f"There are {', '.join(names)}, and any YAML file by its path.",
+        hint=did_you_mean(
+            name, names, f"There are {', '.join(names)}, and any YAML file by its path."
+        ),
     )
 
 

@@ -29,6 +29,8 @@ _MOST_FAILURES = 3
 """How often a job may end in a row before its worker joined."""
 _START = 120.0
 """Seconds that SLURM may take to accept the jobs."""
+_ANSWER = 60.0
+"""Seconds that SLURM may take to say which jobs there are."""
 _TAIL = 10
 _LOADER = "distributed.client.security-loader"
 _security: dict[str, Any] = {}
@@ -96,7 +98,9 @@ def check_workers(recipe: Recipe) -> None:
     Raises:
         ConfigError: the recipe asks for several GPUs, of which a worker would use one.
         DeviceError: there is no SLURM here.
+        PluginError: the extra ``cellseg-core[cluster]`` is not installed.
     """
+    _library()
     if recipe.gpus > 1:
         raise ConfigError(
             f"--slurm: the recipe asks for gpus: {recipe.gpus}, and a worker uses one.",
@@ -372,7 +376,13 @@ class _Keeper:
 
 def _queued() -> set[str] | None:
     """The ids of the user's jobs that wait or run; None where SLURM does not say."""
-    done = subprocess.run(
-        ["squeue", "--me", "--noheader", "--format=%i"], capture_output=True, text=True
-    )
+    try:
+        done = subprocess.run(
+            ["squeue", "--me", "--noheader", "--format=%i"],
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER,
+        )
+    except subprocess.TimeoutExpired:
+        return None
     return set(done.stdout.split()) if done.returncode == 0 else None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from cellseg.download.remote import Remote, Settings, shown, source_of
+from cellseg.download.remote import Checksum, Remote, Settings, shown, source_of
 from cellseg.errors import CellsegError, DataError
 from cellseg.events import Emit, Event, Progress
 
@@ -28,7 +28,10 @@ def listed(remote: Remote, part: Path, settings: Settings, emit: Emit) -> str:
     where = source_of(Remote(url=remote.url, name=MANIFEST), settings)
     try:
         entries = json.loads(_manifest(where, part, settings, emit))["files"]
-        return next((str(one["sha256"]) for one in entries if one["file"] == remote.name), "")
+        found = next((str(one["sha256"]) for one in entries if one["file"] == remote.name), "")
+        if found and not Checksum("sha256", found).valid:
+            raise ValueError("no SHA-256")
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise settings.error(
             f"{shown(where)}: is damaged.",

@@ -41,7 +41,8 @@ def fetch_file(model: PublishedModel, file: Remote, settings: Settings, emit: Em
     Args:
         model: the model.
         file: one of its files.
-        settings: how. Where it has no headers, those that the model's publisher asks for are added.
+        settings: how. Its headers are sent where the publisher wants a token; where it has none,
+            those of the environment are.
         emit: gets ``Progress`` in megabytes, and notes.
 
     Raises:
@@ -50,7 +51,9 @@ def fetch_file(model: PublishedModel, file: Remote, settings: Settings, emit: Em
         StorageError: the disk is full, or the folder cannot be written.
     """
     folder = model.folder()
-    if model.token and not settings.mirror:
+    if not model.token:  # one that another publisher wants is none of this one's business
+        settings = replace(settings, headers={})
+    elif not settings.mirror:
         settings = _with_token(model, file, settings, missing=not (folder / file.name).exists())
     return fetch(file, folder, settings, emit, noting=True)
 

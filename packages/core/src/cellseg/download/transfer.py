@@ -133,7 +133,7 @@ def _one_try(
         refuse_full(part, total - have if known else 0)
         meter = Meter(emit, total if known else remote.size)
         with part.open("ab") as out:
-            while block := answer.read1(BLOCK):  # what came counts, even where it then stalls
+            while block := _read(answer):  # what came counts, even where it then stalls
                 out.write(block)
                 meter.at(out.tell())
                 if remote.size is not None and out.tell() > remote.size:
@@ -143,6 +143,13 @@ def _one_try(
             raise _LastingError(f"more than the {remote.size} bytes that are expected came")
         if known and _length(part) < total:
             raise _PassingError(f"the connection broke after {_length(part)} of {total} bytes")
+
+
+def _read(answer: Any) -> bytes:
+    try:
+        return bytes(answer.read1(BLOCK))
+    except OSError as error:  # such as a network that is gone; those of the disk come elsewhere
+        raise _PassingError(str(error) or type(error).__name__) from error
 
 
 def _request(remote: Remote, source: str, settings: Settings) -> urllib.request.Request:
@@ -194,6 +201,10 @@ def _answers(
         if isinstance(error.reason, socket.gaierror):
             raise _PassingError("the host is not found (is this computer online?)") from error
         raise _PassingError(str(error.reason)) from error
+    except ValueError as error:
+        raise _LastingError(
+            f"its address, or where it is redirected to, is none: {error}"
+        ) from error
     with answer:
         yield answer
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 from cellseg.errors import CellsegError, DataError, StorageError
 from cellseg.files import storage_errors
@@ -87,7 +89,8 @@ def _extract(archive: Path, target: Path, flat: bool, error: type[CellsegError])
                 path = target / named[member.filename]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as packed, path.open("wb") as out:
-                    shutil.copyfileobj(packed, out, 1 << 20)
+                    while block := _read(packed):
+                        out.write(block)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as problem:
         raise error(f"{archive}: has a file and a folder of one name.") from problem
     except (
@@ -104,6 +107,15 @@ def _extract(archive: Path, target: Path, flat: bool, error: type[CellsegError])
             hint="Get it again with --force.",
         ) from problem
     return sorted(named.values())
+
+
+def _read(packed: IO[bytes]) -> bytes:
+    try:
+        return packed.read(1 << 20)
+    except (OSError, lzma.LZMAError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise zipfile.BadZipFile(str(error)) from error  # so say bzip2 and lzma what zlib says
 
 
 def _refuse_bomb(archive: Path, members: list[zipfile.ZipInfo], error: type[CellsegError]) -> None:

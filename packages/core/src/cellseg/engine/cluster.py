@@ -26,6 +26,7 @@ from cellseg.errors import ConfigError, DeviceError, PluginError
 from cellseg.files import storage_errors, write_atomic
 from cellseg.locations import is_remote
 from cellseg.options import Options
+from cellseg.outputs.formats import Output
 
 _CONNECT = 10.0
 """Seconds that a scheduler may take to answer."""
@@ -167,9 +168,10 @@ class Cluster(AbstractContextManager["Cluster"]):
 
     def __exit__(self, *error: object) -> None:
         """Let the workers forget it."""
-        with suppress(Exception):  # the scheduler may be what is gone
-            if not self._crew.local:  # those of this computer end now
-                self._crew.client.unregister_worker_plugin(self._called())
+        client = self._crew.client
+        if not self._crew.local and client.status == "running":  # those of this computer end now
+            with suppress(Exception):  # the scheduler may go just now; all is written
+                client.unregister_worker_plugin(self._called())
         shutil.rmtree(self._crew.folder, ignore_errors=True)
         with suppress(OSError):  # of others
             self._crew.folder.parent.rmdir()
@@ -222,7 +224,7 @@ def connected(address: str) -> Iterator[Any]:
     """A client of the scheduler at an address.
 
     Raises:
-        ConfigError: it is no address.
+        ConfigError: it is no address, or the key is missing that it asks for.
         DeviceError: nobody answers.
     """
     import distributed
@@ -236,6 +238,12 @@ def connected(address: str) -> Iterator[Any]:
         raise ConfigError(
             f"{address}: is no address of a scheduler: {error}",
             hint="It looks like tcp://10.0.0.5:8786.",
+        ) from error
+    except TypeError as error:  # for an address that begins with tls
+        raise ConfigError(
+            f"{address}: Dask knows no key and certificate to speak with this scheduler: {error}",
+            hint="Name them in Dask's settings: distributed.comm.tls (ca-file, client.key, "
+            "client.cert).",
         ) from error
     except (OSError, TimeoutError) as error:
         raise DeviceError(
@@ -265,7 +273,7 @@ def _packed(recipe: Recipe, items: Sequence[Item]) -> bytes:
         ),
     )
     chosen = [
-        replace(item, outputs=tuple(replace(one, path=_absolute(one.path)) for one in item.outputs))
+        replace(item, outputs=tuple(map(_absolute_output, item.outputs)))
         for item in sendable(items)
     ]
     try:
@@ -280,6 +288,11 @@ def _packed(recipe: Recipe, items: Sequence[Item]) -> bytes:
 
 def _absolute(path: Path) -> Path:
     return path if is_remote(path) else path.absolute()
+
+
+def _absolute_output(output: Output) -> Output:
+    container = None if output.container is None else _absolute(output.container)
+    return replace(output, path=_absolute(output.path), container=container)
 
 
 def _absolutes(options: Options) -> Options:

@@ -114,7 +114,7 @@ class Flow(threading.Thread):
                 self.got.put(Outcome(notes=[note]))
             if not stopped:
                 self._fill()
-            elif not recalled:
+            elif not recalled or not self._watch.workers:  # who was at them may be gone
                 recalled = True
                 self._recall()
             if not self._running and (stopped or not self._again):
@@ -162,9 +162,11 @@ class Flow(threading.Thread):
         if future.status == "finished":
             try:
                 found = future.result(timeout=_ANSWER)
-            except Exception:  # it was lost with its worker
-                if future.status not in ("error", "cancelled"):  # and is done again
-                    future.add_done_callback(self._ready.put)
+            except Exception as error:
+                if future.status not in ("error", "cancelled"):
+                    if not isinstance(error, OSError):  # which a timeout is, too
+                        raise
+                    future.add_done_callback(self._ready.put)  # it comes later, or is done again
                     return
         _, units = self._running.pop(future.key)
         if found is not None:
@@ -242,11 +244,12 @@ class Flow(threading.Thread):
         self.got.put(outcome)
 
     def _recall(self) -> None:
-        """Take back what nobody has begun."""
-        first = max(self._watch.workers, 1)  # which are under way, or as good as
-        later = islice(self._running.items(), first, None)
-        waiting = [key for key, (_, units) in later if not any(map(self._deaths, units))]
-        self._forget(waiting)
+        """Take back what nobody has begun; without workers, that is all."""
+        workers = self._watch.workers  # so many tasks are under way, or as good as
+        later = islice(self._running.items(), workers, None)
+        self._forget(
+            [key for key, (_, units) in later if not (workers and any(map(self._deaths, units)))]
+        )
 
     def _forget(self, keys: Sequence[str]) -> None:
         futures = [self._running.pop(key)[0] for key in keys]

@@ -122,7 +122,8 @@ def do(prediction: str, units: Sequence[Unit]) -> tuple[list[Outcome | Deadly], 
                         hint="Finished tiles are kept: go on with --resume.",
                     )
                 joined = Joined(_sent[prediction])
-                _joined[prediction] = joined
+                if prediction in _sent:  # else it has ended meanwhile
+                    _joined[prediction] = joined
             began = time.monotonic()
             found.append(joined.do(unit))
             seconds += time.monotonic() - began

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellseg.errors import ConfigError, StorageError
+from cellseg.errors import ConfigError, DeviceError, StorageError
 from cellseg.files import locked, storage_errors
 
 _QUESTION = ["--query-gpu=index,uuid", "--format=csv,noheader"]
@@ -49,7 +49,11 @@ _own = _Own()
 
 def visible_gpus() -> list[Gpu]:
     """The NVIDIA GPUs of this computer that CUDA_VISIBLE_DEVICES leaves to this process, as CUDA
-    numbers them; none where there is no driver."""
+    numbers them; none where there is no driver.
+
+    Raises:
+        DeviceError: the driver does not answer.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -57,8 +61,14 @@ def visible_gpus() -> list[Gpu]:
         done = subprocess.run(
             [program, *_QUESTION], capture_output=True, text=True, timeout=_ANSWER
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return []
+    except subprocess.TimeoutExpired as error:  # several workers would take the same GPU
+        raise DeviceError(
+            f"{program} does not answer within {_ANSWER:.0f} s, so nobody knows which GPUs there "
+            "are.",
+            hint="Mend the driver, or use --device cpu.",
+        ) from error
     if done.returncode:  # there is the program, but no driver
         return []
     pairs = [line.partition(",") for line in done.stdout.splitlines() if "," in line]
@@ -152,13 +162,14 @@ def check_device(device: str, workers: int | None) -> None:
     if device.startswith("cuda:"):
         raise ConfigError(
             f"--device {device}: several workers would share this GPU.",
-            hint="With --device cuda each worker takes one of its own; or use --workers 1.",
+            hint="With --device cuda each worker takes one of its own"
+            + ("." if workers is None else "; or use --workers 1."),
         )
     if workers is None or device not in _ANY:
         return
     gpus = len(visible_gpus())
     if 0 < gpus < workers:
         raise ConfigError(
-            f"--workers {workers}: there are only {gpus} GPU(s), and each worker takes one.",
-            hint=f"Use --workers {gpus}, or --device cpu.",
+            f"--workers {workers}: this computer has {gpus} GPU(s), and each worker takes one.",
+            hint=f"Use --workers {gpus}; or, to compute without GPUs, --device cpu.",
         )

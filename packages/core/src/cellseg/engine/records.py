@@ -22,6 +22,7 @@ from cellseg.data import ZYX
 from cellseg.engine.plan import Direction
 from cellseg.engine.tile import Sightings, TileLabels, no_objects, no_sightings
 from cellseg.files import storage_errors
+from cellseg.machine import machine
 
 _COLUMNS = ("area", "centroid", "low", "high", "score", "kind")
 _SIGHTINGS = ("ids", "parents", "own")
@@ -34,7 +35,9 @@ def quickly(path: Path) -> Iterator[BinaryIO]:
 
     It is not forced onto the disk: after a power cut it may be missing, and is made again.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Processes of two computers may have the same number, above all in containers.
+    writer = f"{zlib.crc32(machine().encode()):08x}-{os.getpid()}"
+    temporary = path.with_name(f".{path.name}.{writer}.part")
     with storage_errors(path):
         try:
             with temporary.open("wb") as file:

@@ -192,6 +192,8 @@ class Prediction:
         """Do what is left of lanes, each given by one of its tiles; gives those that failed."""
         again: list[TileRef] = []
         lanes = []
+        if not firsts:
+            return again
         for index, tile in firsts:
             item = self._items[index]
             place = item.locate(tile)[1]
@@ -246,12 +248,11 @@ class Prediction:
 
     def _finish(self, item: Item) -> None:
         """Write an image whose tiles are all done, unless another process is at it."""
-        count = len(item.chosen)
-        if self._work.recorded(item.index) < count:
+        if not self._work.has_all(item.index, item.chosen):
             return
         with self._work.lock(f"items/{item.index:06d}/stitch") as alone:
             # Another process may have written it, and removed the tiles, in between.
-            if alone and self._work.recorded(item.index) == count:
+            if alone and self._work.has_all(item.index, item.chosen):
                 try:
                     self._objects[item.index] = self._worker.finalise(item)
                 except MemoryError:  # its tiles are kept; the other images go on
@@ -266,7 +267,8 @@ class Prediction:
         for item in self._items:
             if item.index not in self._objects and not item.single:
                 self._finish(item)
-        self._objects = {i: int(v["objects"]) for i, v in self._work.finished().items()}
+        # What others have just written may not be listed yet on a network drive.
+        self._objects |= {i: int(v["objects"]) for i, v in self._work.finished().items()}
 
     def _pause(self) -> None:
         if self._interrupted():

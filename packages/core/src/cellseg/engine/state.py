@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,12 @@ class WorkDir:
         """The tiles of an image with an undamaged record."""
         return {tile for tile in self._numbered(item, ".tile") if is_whole(self.record(item, tile))}
 
-    def recorded(self, item: int) -> int:
-        """How many tiles of an image have a record."""
-        return len(self._numbered(item, ".tile"))
+    def has_all(self, item: int, tiles: Sequence[int]) -> bool:
+        """Whether these tiles, all of an image that are ever done, have a record."""
+        if len(self._numbered(item, ".tile")) >= len(tiles):
+            return True
+        # On a network drive a listing may lag behind what others have written; a name does not.
+        return all(self.record(item, tile).exists() for tile in tiles)
 
     def failed_tiles(self, item: int) -> set[int]:
         """The tiles of an image that failed, and have not been done since."""

@@ -42,6 +42,8 @@ def linked(path: Path, group: Any, name: str) -> Any:
     if isinstance(link, h5py.ExternalLink):
         _refuse_outside(path, Path(group.file.filename).parent / link.filename, name)
     node = group.get(name)
+    if node is not None and node.file.filename != group.file.filename:  # by a link to a link
+        _refuse_outside(path, Path(node.file.filename), name)
     if isinstance(node, h5py.Dataset):
         _check(path, node, 0)
     return node
@@ -130,6 +132,8 @@ def _check_source(path: Path, file: Path, key: str, depth: int) -> None:
             if isinstance(link, h5py.ExternalLink):
                 raise DataError(f"{path}: {key} of {file.name} is in another file.", hint=_HINT)
             node = node.get(part) if link is not None else None
+            if node is not None and node.file.filename != opened.filename:
+                _refuse_outside(path, Path(node.file.filename), key)
         if isinstance(node, h5py.Dataset):
             _check(path, node, depth + 1)
 

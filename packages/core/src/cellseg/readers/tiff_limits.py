@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
+from xml.etree import ElementTree
 
 import tifffile
 
@@ -15,7 +15,6 @@ from cellseg.errors import DataError
 from cellseg.limits import refuse_absurd, refuse_large_block, size_text
 
 _MOST_PAGES = 1 << 24
-_FILE_NAME = re.compile(r"""FileName\s*=\s*["']([^"']*)["']""")
 _CODESTREAMS = {6: "jpeg", 7: "jpeg", 34892: "jpeg", 33007: "jpeg", 34933: "png", 33003: "jpeg2000",
                 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000"}  # fmt: skip
 """Compressions whose data state a size of their own."""
@@ -52,7 +51,11 @@ def refuse_circle(path: Path) -> None:
 
 def refuse_others(path: Path, file: tifffile.TiffFile) -> None:
     """Raise a DataError where OME-XML names files elsewhere, which would be opened."""
-    for name in _FILE_NAME.findall(file.ome_metadata or ""):
+    try:
+        root = ElementTree.fromstring(file.ome_metadata or "<OME/>")
+    except ElementTree.ParseError:
+        return  # tifffile, which has the same parser, says what is wrong
+    for name in (each.attrib["FileName"] for each in root.iter() if "FileName" in each.attrib):
         if "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
             raise DataError(
                 f"{path}: its metadata name a file in another folder: {name[:80]!r}.",

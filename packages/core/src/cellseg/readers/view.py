@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from cellseg.data import Sample, Spacing
 from cellseg.errors import DataError
 from cellseg.readers.options import ReaderOptions
 from cellseg.readers.stored import NONE, Channel, Pixels, Stored, given_axes, known_axes
+from cellseg.texts import did_you_mean
 
 COLOURS = ("red", "green", "blue")
 
@@ -285,9 +285,8 @@ def _pick(stored: Stored, wanted: str, known: list[Channel], count: int) -> int:
     if wanted.isdecimal() and int(wanted) < count:
         return int(wanted)
     every = [name for channel in known for name in (channel.name, channel.wavelength) if name]
-    close = get_close_matches(wanted, every, n=1)
     listed = ", ".join(dict.fromkeys(every)) or "they have no names"
     raise DataError(
         f"{stored.where}: has no channel {wanted!r}; it has {count}: {listed}.",
-        hint=f"Did you mean {close[0]!r}?" if close else f"By index: 0 to {count - 1}.",
+        hint=did_you_mean(wanted, every, f"By index: 0 to {count - 1}."),
     )

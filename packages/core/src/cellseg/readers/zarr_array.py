@@ -27,6 +27,7 @@ from cellseg.readers.zarr_limits import (
     check_separator,
     refuse_bomb,
     refuse_bomb_in,
+    refuse_link,
 )
 
 
@@ -78,6 +79,7 @@ class ZarrArray:
         for index in itertools.product(*spans):
             name = self.prefix + self.separator.join(map(str, index))
             file = os.path.join(self.where, name)
+            refuse_link(self.where, name)
             refuse_bomb(Path(file), self.packing)
             if self.strict and not os.path.exists(file):
                 raise DataError(

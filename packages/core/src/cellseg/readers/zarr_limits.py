@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import math
+import os
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cellseg.errors import DataError
-from cellseg.limits import DEFLATE, MOST_DECODED, refuse_absurd, refuse_large_block, size_text
+from cellseg.limits import (
+    DEFLATE,
+    MOST_DECODED,
+    is_inside,
+    refuse_absurd,
+    refuse_large_block,
+    size_text,
+)
 
 _COMPRESSORS = {"blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4"}
 _CHECKSUMS = {"crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3"}
@@ -100,6 +108,20 @@ def check_separator(value: object) -> str:
     if value not in (".", "/"):
         raise ValueError(f"its dimension separator is {value!r}")
     return str(value)
+
+
+def refuse_link(where: str, name: str) -> None:
+    """Raise a DataError for a chunk that lies elsewhere, by a symbolic link.
+
+    Args:
+        where: the array.
+        name: of the chunk in it, with ``/`` between folders.
+    """
+    place = where
+    for part in name.split("/"):
+        place = os.path.join(place, part)
+        if os.path.islink(place) and not is_inside(Path(place), Path(where)):
+            raise DataError(f"{where}: the chunk {name} is a link to a place that is not in it.")
 
 
 def refuse_bomb(file: Path, packing: Packing) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from cellseg.errors import WeightsError
 from cellseg.files import write_atomic
 from cellseg.limits import MOST_JSON, read_bytes
+from cellseg.specs import BaseWeights
 
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
@@ -44,6 +45,32 @@ class ModelDescription:
     def save(self, directory: Path) -> None:
         """Write the file into the model's directory."""
         write_atomic(directory / self.file(), json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def find(cls, path: Path) -> tuple[Path, BaseWeights]:
+        """The model directory in a run, or the path itself, and what a bundle says of weights that
+        come from there. Nothing in it is read before it is compared with its checksums.
+
+        Raises:
+            WeightsError: there is no such model, or it is not what its training wrote.
+            DataError: its ``bundle.json`` is damaged, or a link in it leads elsewhere.
+        """
+        from cellseg.bundle import FILE, Bundle
+        from cellseg.torch.weights import FILE as WEIGHTS
+
+        inside = path / "model"
+        directory = inside if (inside / cls.file()).exists() else path
+        if not (directory / cls.file()).exists():
+            raise WeightsError(
+                f"{path} holds no {cls.BACKEND} model.",
+                hint="Give a file with weights, a finished run of cellseg train, or its model.",
+            )
+        sha256 = ""
+        if (directory / FILE).exists():
+            sha256 = Bundle.load_verified(directory).weights.get(WEIGHTS, "")
+        return directory, BaseWeights(
+            name=path.name, source=str(path), licence="as its source says", sha256=sha256
+        )
 
     @classmethod
     def load(cls: type[DescriptionT], directory: Path) -> DescriptionT:

@@ -120,7 +120,8 @@ def lasting(url: str) -> str:
 
 def masked(url: str) -> str:
     """An address without its password."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+    url = re.sub(r"(://[^/@:]*):[^@]*@", r"\1:***@", url)
+    return re.sub(r"([?&][^=&]*(?:password|passwd|pwd)=)[^&]*", r"\1***", url)
 
 
 def _with_tables(url: str, arguments: dict[str, Any]) -> Any:

@@ -13,13 +13,13 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from cellseg.errors import ConfigError
 from cellseg.options import Options, given_twice, parse, read_config
+from cellseg.texts import did_you_mean
 from cellseg.tuning.space import Parameter, Space, made
 
 PREDICT = "predict."
@@ -142,12 +142,9 @@ def _place(given: str, groups: Sequence[Group]) -> tuple[int, str]:
             if name in group.model.model_fields:
                 return index, str(name)
     known = [g.prefix + name for g in groups for name in (*g.model.model_fields, *g.aliases)]
-    close = get_close_matches(given, known, n=1)
     raise ConfigError(
         f"--search {given}: unknown option.",
-        hint=f"Did you mean {close[0]!r}?"
-        if close
-        else "cellseg tune --backend NAME --help has all.",
+        hint=did_you_mean(given, known, "cellseg tune --backend NAME --help has all."),
     )
 
 

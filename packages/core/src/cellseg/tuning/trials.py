@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from cellseg.errors import DataError
 from cellseg.files import write_atomic
 from cellseg.texts import CsvWriter
 from cellseg.tuning.space import Point, Space
+
+_FOLDER = re.compile(r"trials/\d{1,12}", re.ASCII)
 
 State: TypeAlias = Literal["waiting", "running", "complete", "pruned", "failed", "replaced"]
 """``replaced``: stopped, lost, or a repetition of another; a trial with a higher number stands in
@@ -79,13 +83,28 @@ def trial_of(frozen: Any, space: Space, followed: bool = False) -> Trial:
         scores=notes.get("scores", {}),
         reported=dict(frozen.intermediate_values),
         message=str(notes.get("replaced") or notes.get("error") or ""),
-        folder=str(notes.get("folder", "")),
+        folder=folder_of(notes),
         resumes=notes.get("resumes"),
         point=notes.get("point"),
         where=str(process["machine"]).split(" ")[0] if process else "",
         started=frozen.datetime_start,
         ended=frozen.datetime_complete,
     )
+
+
+def folder_of(notes: Mapping[str, Any]) -> str:
+    """Where a trial runs, in the output folder of whoever runs it; empty where that is not known.
+
+    Raises:
+        DataError: it is elsewhere. A database may be somebody else's, and folders are removed.
+    """
+    name = str(notes.get("folder") or "")
+    if name and not _FOLDER.fullmatch(name):
+        raise DataError(
+            f"The database says that a trial runs in {name[:80]!r}, which is no folder of a trial.",
+            hint="It is damaged, or was changed. Start a new search.",
+        )
+    return name
 
 
 def known(frozen: Any) -> dict[str, Any]:

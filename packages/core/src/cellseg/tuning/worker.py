@@ -19,7 +19,7 @@ from cellseg.errors import CellsegError, InterruptedRunError
 from cellseg.files import write_atomic
 from cellseg.tuning.claim import Claim
 from cellseg.tuning.study import Address, Study
-from cellseg.tuning.trials import ranked
+from cellseg.tuning.trials import folder_of, ranked
 
 FIRST_FAILURES = 3
 """So many failures, with no success before them, end a search: it will not get better."""
@@ -149,7 +149,7 @@ def _try(work: Work, claim: Claim, interrupted: Callable[[], bool]) -> None:
         why = f"The same point as trial {twin}." if twin is not None else f"Not allowed: {refused}"
         claim.skip(why, lambda other: not work.allow(other), twin)
         return
-    name = str(claim.notes.get("folder") or f"trials/{claim.number:04d}")
+    name = folder_of(claim.notes) or f"trials/{claim.number:04d}"
     claim.note("folder", name)
     folder = work.folder / name
     report = _Report(claim, interrupted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -13,6 +12,7 @@ from cellseg.download.remote import Remote
 from cellseg.errors import PluginError, UsageError, WeightsError
 from cellseg.plugins import Plugins
 from cellseg.specs import PredictorSpec, PublishedModel, TrainerSpec
+from cellseg.texts import did_you_mean
 
 State: TypeAlias = Literal["here", "partial", "missing"]
 """``partial``: some files are here, or part of one is."""
@@ -153,12 +153,9 @@ def chosen_models(
     by_name = {name: model for model in every for name in model.names}
     for name in names:
         if name not in by_name:
-            close = get_close_matches(name, by_name, n=1)
             raise UsageError(
                 f"There is no model {name!r}.",
-                hint=f"Did you mean {close[0]!r}?"
-                if close
-                else "cellseg models list shows those there are.",
+                hint=did_you_mean(name, by_name, "cellseg models list shows those there are."),
             )
     wanted = {by_name[name].name: by_name[name] for name in names} if names else None
     return [

@@ -34,6 +34,9 @@ from cellseg.workflows.tune_request import TuneDir, TuneRequest
 from cellseg.workflows.tune_results import finish, maximises
 from cellseg.workflows.tune_settings import TuneSettings
 
+_PATIENCE = 10.0
+"""Seconds for which another process may tidy up the folder as it joins or leaves."""
+
 
 def tune(
     plugins: Plugins,
@@ -261,7 +264,7 @@ class Plan:
             if alone:
                 remove_leftovers(self.out)
         # Several processes may search in one folder; nobody may begin another search there.
-        with sole(self.out, lock, shared=True, hint=WAIT, emit=emit):
+        with sole(self.out, lock, shared=True, hint=WAIT, patience=_PATIENCE, emit=emit):
             with database_errors(self.address.url):
                 return self._go(emit, interrupted)
 
