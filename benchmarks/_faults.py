@@ -362,3 +362,20 @@ def _read_binary(path: Path, kind: str) -> None:
         import zipfile
 
         assert zipfile.ZipFile(path).testzip() is None
+
+
+def make_data(base: Path) -> None:
+    """Images to train on, and others to segment."""
+    import numpy as np
+    import tifffile
+
+    from cellseg.synthetic import make_image, write_dataset
+
+    write_dataset(base / "data", 5, size=64, seed=1)
+    images = base / "images"
+    images.mkdir()
+    tifffile.imwrite(images / "big.tif", make_image(5, (160, 150))[0])
+    for number in range(3):
+        tifffile.imwrite(images / f"small{number}.tif", make_image(number, (60, 50))[0])
+    movie = np.stack([make_image(20 + number, (90, 80))[0] for number in range(2)])
+    tifffile.imwrite(images / "movie.tif", movie, metadata={"axes": "TYX"})

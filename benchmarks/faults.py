@@ -28,7 +28,7 @@ from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-from _faults import Ended, Fault, Zygote, damaged, digests, passing, small_disk
+from _faults import Ended, Fault, Zygote, damaged, digests, make_data, passing, small_disk
 from _table import finish, result, table
 
 AGAIN = 0.3
@@ -84,7 +84,14 @@ class Count:
     tried: int = 0
     struck: int = 0
     survived: int = 0
+    """Of those in which something struck before the job was done."""
     wrong: list[str] = field(default_factory=list)
+
+    def add(self, struck: bool, wrong: Sequence[str]) -> None:
+        """How a moment ended."""
+        self.tried += 1
+        self.struck += struck
+        self.survived += struck and not wrong
 
 
 def jobs(base: Path) -> list[Job]:
@@ -171,7 +178,7 @@ class Campaign:
     def tell(self) -> None:
         """How it went, at once."""
         counts, usual = self.counts.values(), self.usual
-        lived, tried = sum(c.survived for c in counts), sum(c.tried for c in counts)
+        lived, tried = sum(c.survived for c in counts), sum(c.struck for c in counts)
         text = f"{self.job.name}: {lived} of {tried}; undisturbed {usual.seconds:.2f} s, "
         print(f"{text}{usual.changes} changes, {self.size} bytes", file=sys.stderr, flush=True)
 
@@ -210,11 +217,9 @@ class Campaign:
             ended = self.zygote.run(self.job.command(out), fault, fresh=not self.job.by_change)
             wrong += self.look(out, before, ended, fault)
             if ended.code == 0:
-                count.struck += number > 0
                 break
         wrong += self.compare(out)
-        count.tried += 1
-        count.survived += not wrong
+        count.add(number > 0, wrong)
         if wrong:
             count.wrong.append(f"{'; '.join(blows)}: {'; '.join(dict.fromkeys(wrong))}")
         shutil.rmtree(out, ignore_errors=True)
@@ -252,6 +257,7 @@ class Campaign:
             out = disk / "out"
             wrong: list[str] = []
             resize(size)
+            struck = False
             for _ in range(40):
                 before = Before.of(out)
                 ended = self.zygote.run(self.job.command(out), fresh=not self.job.by_change)
@@ -261,13 +267,12 @@ class Campaign:
                     wrong.append(f"it ended with {ended.code}: {ended.text[-1500:]}")
                 if ended.code == 0:
                     break
-                count.struck += 1
+                struck = True
                 wrong += [f"{name} is left" for name in leftovers(out)]
                 size += 4096 * self.random.randint(2, max(4, int(self.size / 4096)))
                 resize(size)
             wrong += self.compare(out)
-            count.tried += 1
-            count.survived += not wrong
+            count.add(struck, wrong)
             if wrong:
                 count.wrong.append(f"{size} bytes: {'; '.join(dict.fromkeys(wrong))}")
             for entry in disk.iterdir():
@@ -326,23 +331,6 @@ def leftovers(out: Path) -> list[str]:
     return [str(path.relative_to(out)) for path in out.rglob("*") if passing(path.relative_to(out))]
 
 
-def make_data(base: Path) -> None:
-    """Images to train on, and others to segment."""
-    import numpy as np
-    import tifffile
-
-    from cellseg.synthetic import make_image, write_dataset
-
-    write_dataset(base / "data", 5, size=64, seed=1)
-    images = base / "images"
-    images.mkdir()
-    tifffile.imwrite(images / "big.tif", make_image(5, (160, 150))[0])
-    for number in range(3):
-        tifffile.imwrite(images / f"small{number}.tif", make_image(number, (60, 50))[0])
-    movie = np.stack([make_image(20 + number, (90, 80))[0] for number in range(2)])
-    tifffile.imwrite(images / "movie.tif", movie, metadata={"axes": "TYX"})
-
-
 def report(campaigns: Sequence[Campaign]) -> None:
     """The table, what went wrong, and the results."""
     counts = {(c.job.name, kind): count for c in campaigns for kind, count in c.counts.items()}
@@ -353,10 +341,11 @@ def report(campaigns: Sequence[Campaign]) -> None:
             print(f"{job}, {kind} ({times}): {text}", flush=True)
     for name, full in (("kills_survived", False), ("full_disks_survived", True)):
         chosen = [count for (_, kind), count in counts.items() if (kind == "full disk") == full]
-        tried = sum(count.tried for count in chosen)
+        struck = sum(count.struck for count in chosen)
         lived = sum(count.survived for count in chosen)
-        if tried:
-            result(name, lived, f"={tried}", lived == tried)
+        if chosen:
+            fine = lived == struck and not any(count.wrong for count in chosen)
+            result(name, lived, f"={struck}", fine)
 
 
 def main() -> None:

@@ -144,9 +144,8 @@ def test_a_database_does_not_say_which_folders_are_removed(tmp_path: Path, folde
     kept.mkdir(parents=True)
     run(tmp_path / "out", trials=2)
     study = study_in(tmp_path / "out")
-    trial = study.frozen()[0]
     named = folder.replace("/kept", str(tmp_path / "kept")) if folder[0] == "/" else folder
-    study.storage.set_trial_user_attr(trial._trial_id, "folder", named)
+    study.optuna_study.enqueue_trial({}, user_attrs={"folder": named})
     with pytest.raises(DataError, match="no folder of a trial"):
         study.trials()
     assert kept.is_dir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from cellseg.errors import ConfigError, WeightsError
+from cellseg.files import sha256_of
 from cellseg.torch.reading import read_file
 
 if TYPE_CHECKING:
@@ -95,13 +95,11 @@ def load_encoder(network: Network, path: Path) -> LoadedEncoder:
         for name, source in fitting.items():
             ours[name].copy_(tensors[source])
     taken = set(fitting.values())
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return LoadedEncoder(
         used=tuple(f"trunk.net.{name}" for name in ours if name in fitting),
         untouched=tuple(f"trunk.net.{name}" for name in ours if name not in fitting),
         left_out=tuple(name for name in tensors if name not in taken),
-        sha256=digest,
+        sha256=sha256_of(path),
     )
 
 

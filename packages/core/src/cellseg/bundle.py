@@ -7,7 +7,6 @@ are refused.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -17,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cellseg.data import Spacing, Tiling
 from cellseg.errors import CellsegError, DataError, WeightsError
-from cellseg.files import write_atomic
+from cellseg.files import sha256_of, write_atomic
 from cellseg.limits import MOST_JSON, links_out, read_bytes
 from cellseg.normalise import Normaliser
 from cellseg.specs import BaseWeights
@@ -194,5 +193,4 @@ def _reason(error: ValidationError) -> str:
 # The numbers make a file that was written anew a new one.
 @lru_cache(maxsize=256)
 def _digest(file: Path, size: int, modified: int, inode: int) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256_of(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -193,6 +194,12 @@ def remove_leftovers(directory: Path, names: Collection[str] | None = None) -> N
                 left.rename(directory / name)
             else:
                 remove(left)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits; it is never in memory as a whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, data: str | bytes, *, durable: bool = False) -> None:

@@ -227,7 +227,8 @@ def remove_below(path: Any, first: Sequence[str] = ()) -> None:
         StorageError: it cannot be removed.
     """
     system, start = _system(path), path.path.rstrip("/") + "/"
-    assert path.name, "never a whole bucket"
+    if not path.name:
+        raise ValueError(f"{path}: a whole bucket is never removed")
     with writing(path):
         try:
             found = _again(path, lambda: system.find(path.path))

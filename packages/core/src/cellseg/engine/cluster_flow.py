@@ -158,6 +158,7 @@ class Flow(threading.Thread):
                 timeout = 0
 
     def _came(self, future: Any) -> None:
+        self._watch.heard()
         found = None
         if future.status == "finished":
             try:
@@ -192,9 +193,10 @@ class Flow(threading.Thread):
                     self._again.appendleft(unit)
                 else:
                     self._deadly(unit, deaths)
-        elif isinstance(error, ImportError):
+        elif isinstance(lacking := _of_scheduler(error), ImportError):
             raise PluginError(
-                f"A worker of {self._crew.address} cannot load cellseg: {error}",
+                f"The scheduler at {self._crew.address}, or a worker of it, cannot load cellseg: "
+                f"{lacking}",
                 hint="Install the same version of cellseg on all machines.",
             ) from error
         else:
@@ -255,6 +257,12 @@ class Flow(threading.Thread):
         futures = [self._running.pop(key)[0] for key in keys]
         if futures:
             self._crew.client.cancel(futures)
+
+
+def _of_scheduler(error: BaseException) -> BaseException:
+    """What kept the scheduler from reading a task, if that is the error; else the error itself."""
+    unread = error.__cause__ if "deserialization of the task graph" in str(error) else None
+    return unread or error
 
 
 class _Pace:
@@ -341,6 +349,10 @@ class _Watch:
             return []
         self._told = True
         return [f"{self._crew.address} has no workers now; waiting until some join."]
+
+    def heard(self) -> None:
+        """A task came back, so there are workers, even if they die before each look."""
+        self._none_since = None
 
     def lost(self) -> DeviceError:
         """The error for a scheduler that is gone."""

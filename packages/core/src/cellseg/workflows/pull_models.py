@@ -61,8 +61,8 @@ def pull_models(
 
     Args:
         models: which.
-        settings: how. Headers are sent for each file, so models of several publishers must not
-            share them.
+        settings: how. Headers are sent for each model whose publisher wants a token, so these
+            must be of one publisher.
         emit: gets ``Progress`` in megabytes over all files, and notes; from one thread at a time.
         jobs: how many files at a time.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from cellseg.bundle import FILE as BUNDLE_FILE
 from cellseg.bundle import Bundle
 from cellseg.events import Emit, Event, Progress, Resumed
-from cellseg.files import remove_leftovers, storage_errors
+from cellseg.files import remove_leftovers, sha256_of, storage_errors
 from cellseg.locks import WAIT, sole
 from cellseg.normalise import Normaliser
 from cellseg.options import Options
@@ -125,9 +124,9 @@ def _remove_leftovers(run: RunDir) -> None:
 
 
 def _checksums(model: Path) -> dict[str, str]:
-    sums = {}
-    for file in sorted(path for path in model.rglob("*") if path.is_file()):
-        if file.name != BUNDLE_FILE:
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            sums[file.relative_to(model).as_posix()] = digest
-    return sums
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    return {
+        file.relative_to(model).as_posix(): sha256_of(file)
+        for file in files
+        if file.name != BUNDLE_FILE
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import Tensor  # noqa: TID253
 from cellseg.download.published import fetch_weights
 from cellseg.errors import ConfigError, WeightsError
 from cellseg.events import Emit
+from cellseg.files import sha256_of
 from cellseg.specs import BaseWeights, PublishedModel
 from cellseg.torch.reading import UnsafeWeightsError, read_file
 from cellseg.torch.sam.architecture import Architecture
@@ -105,10 +105,8 @@ def find_published(name: str) -> PublishedModel:
 
 def base_of(path: Path) -> BaseWeights:
     """What a bundle says of a file of the user."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return BaseWeights(
-        name=path.name, source=str(path), licence="as its source says", sha256=digest
+        name=path.name, source=str(path), licence="as its source says", sha256=sha256_of(path)
     )
 
 
