@@ -19,11 +19,11 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("moments", "jobs"),
-    [(12, ["train", "export", "augment"]), (8, ["predict"]), (6, ["tune"])],
+    ("moments", "jobs", "least"),
+    [(12, ["train", "export", "augment"], 4), (8, ["predict"], 6), (20, ["tune"], 2)],
     ids=["train", "predict", "tune"],
 )
-def test_struck_at_random_moments(moments: int, jobs: list[str]) -> None:
+def test_struck_at_random_moments(moments: int, jobs: list[str], least: int) -> None:
     chosen = [word for job in jobs for word in ("--job", job)]
     done = subprocess.run(
         [sys.executable, "faults.py", "--moments", str(moments), "--disks", "2", *chosen],
@@ -33,6 +33,6 @@ def test_struck_at_random_moments(moments: int, jobs: list[str]) -> None:
     )
     found = re.search(r"RESULT kills_survived=(\d+) target==(\d+) met", done.stdout)
     assert found, done.stdout + done.stderr
-    assert int(found[1]) >= 6 // len(jobs)
+    assert int(found[1]) >= least, "a moment chosen by the clock may come too late"
     if "full disk" in done.stdout:
         assert "RESULT full_disks_survived" in done.stdout and "short" not in done.stdout

@@ -57,7 +57,10 @@ def test_a_plate_with_every_fault(tmp_path: Path, expected: dict[str, str], work
         assert fault in error.value.failed[name]
         assert name in error.value.failed[name]
     assert "all 2 tiles" in error.value.failed["C/02/0"]
-    assert [event.item for event in events if isinstance(event, Failed)] == list(plates.FAULTS)
+    failed = [event.item for event in events if isinstance(event, Failed)]
+    if workers > 1:  # they tell of them in the order in which they are done
+        failed.sort(key=list(plates.FAULTS).index)
+    assert failed == list(plates.FAULTS)
     assert written(out) == set(plates.WHOLE)
     assert json.loads((out / ".cellseg" / "failed.json").read_text()) == error.value.failed
     plates.mended(plate)

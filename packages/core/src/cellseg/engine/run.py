@@ -268,7 +268,8 @@ class Prediction:
             if item.index not in self._objects and not item.single:
                 self._finish(item)
         # What others have just written may not be listed yet on a network drive.
-        self._objects |= {i: int(v["objects"]) for i, v in self._work.finished().items()}
+        found = {i: int(v["objects"]) for i, v in self._work.finished().items()}
+        self._objects = dict(sorted((self._objects | found).items()))
 
     def _pause(self) -> None:
         if self._interrupted():
