@@ -160,6 +160,8 @@ def _predict(
         items = numbered(work, items, unreadable)
         summary = work.summary()
         if summary is not None:
+            with work.lock("complete"):
+                pass  # what a killed process left of it goes
             _check_still_there(items)
             emit(Note("All of it is done already."))
             return _summary(items, summary["objects"], summary.get("tracks", {}), began)
