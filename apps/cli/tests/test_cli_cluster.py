@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cluster_fakes
 import pytest
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    import distributed
-
-    with distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        host="127.0.0.1",
-        dashboard_address=None,
-        memory_limit=0,
-    ) as started:
-        yield started.scheduler_address
+    with cluster_fakes.in_this_process(threads=1) as started:
+        yield started
 
 
 def test_predicting_on_a_cluster(cellseg, data, tmp_path, address) -> None:

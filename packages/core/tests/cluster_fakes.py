@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import engine_fakes
@@ -18,6 +19,25 @@ from cellseg.workflows.predict import predict
 from cellseg.workflows.predict_settings import PredictSettings
 
 FORMATS = ("tiff", "csv")
+
+
+@contextmanager
+def in_this_process(threads: int) -> Iterator[str]:
+    """A cluster with one worker in this process; gives the address of its scheduler."""
+    import distributed
+
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=threads,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address=None,
+        memory_limit=0,
+    ) as started:
+        yield started.scheduler_address
+
+
 SOON = 60.0
 
 

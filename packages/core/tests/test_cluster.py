@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import cluster_fakes
 import numpy as np
 import pytest
 from cluster_fakes import logged, run, until
@@ -74,18 +75,8 @@ def alone(images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def threads():
     """A cluster with one worker in this process, which has several threads."""
-    import distributed
-
-    with distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=3,
-        processes=False,
-        protocol="tcp",
-        host="127.0.0.1",
-        dashboard_address=None,
-        memory_limit=0,
-    ) as started:
-        yield started.scheduler_address
+    with cluster_fakes.in_this_process(threads=3) as started:
+        yield started
 
 
 def test_one_worker_is_killed_and_one_joins_late(images, alone, tmp_path, monkeypatch):

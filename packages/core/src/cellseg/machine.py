@@ -10,6 +10,13 @@ from functools import cache
 from pathlib import Path
 
 
+def processors() -> int:
+    """How many this process may use, which in a container or a job are fewer than all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @cache
 def machine() -> str:
     """A name for all processes that can see each other: not only this host's, which containers and

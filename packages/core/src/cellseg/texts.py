@@ -1,4 +1,4 @@
-"""Texts from files of strangers, where they go to a terminal or into a table. Light."""
+"""Texts for people, and texts from strangers on their way to a terminal or a table. Light."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     ``otherwise``."""
     close = get_close_matches(name, list(known), n=1)
     return f"Did you mean {close[0]!r}?" if close else otherwise
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 tile``, ``2 tiles``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 class CsvWriter:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from cellseg.texts import counted
+
 Level: TypeAlias = Literal["note", "warning", "error"]
 Verdict: TypeAlias = Literal["ok", "warning", "error"]
 Figure: TypeAlias = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
@@ -179,15 +181,15 @@ class DataReport:
         count = {level: 0 for level in ("ok", "warning", "error")}
         for file in self.files:
             count[file.verdict] += 1
-        counted = f"{_plural(len(self.files), 'file')}: {count['ok']} ok, " + (
-            f"{_plural(count['warning'], 'warning')}, {_plural(count['error'], 'error')}."
+        told = f"{counted(len(self.files), 'file')}: {count['ok']} ok, " + (
+            f"{counted(count['warning'], 'warning')}, {counted(count['error'], 'error')}."
         )
         errors = sum(finding.level == "error" for finding in self.findings)
         if errors:
-            counted += f" {_plural(errors, 'error')} in the data set as a whole."
+            told += f" {counted(errors, 'error')} in the data set as a whole."
         if self.ok:
-            return [*lines, f"{counted} This data can be trained on."]
-        return [*lines, f"{counted} Mend the errors before training."]
+            return [*lines, f"{told} This data can be trained on."]
+        return [*lines, f"{told} Mend the errors before training."]
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:
@@ -208,7 +210,7 @@ def _described(figures: Mapping[str, Figure]) -> str:
     if isinstance(shape, tuple):
         parts.append("x".join(str(n) for n in shape) + f" {figures.get('dtype', '')}".rstrip())
     if "objects" in figures:
-        parts.append(_plural(int(str(figures["objects"])), "object") + _by_class(figures))
+        parts.append(counted(int(str(figures["objects"])), "object") + _by_class(figures))
     if "unknown" in figures:
         parts.append(f"{float(str(figures['unknown'])):.1%} not known")
     polarity = figures.get("polarity")
@@ -223,7 +225,3 @@ def _by_class(figures: Mapping[str, Figure]) -> str:
         return ""
     pairs = list(zip(names, counts, strict=True))[1:]
     return f" ({', '.join(f'{count} {name}' for name, count in pairs)})"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")

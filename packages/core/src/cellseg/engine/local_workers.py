@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cellseg.errors import DeviceError, PluginError
+from cellseg.machine import processors
 
 _METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 _PRELOADED = "cellseg.engine.local_preload"
@@ -113,8 +114,7 @@ def quiet_level() -> int:
 def _threads(count: int) -> dict[str, str]:
     """Variables that give each of several processes its share of the cores, unless the user has
     set them."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return {n: os.environ.get(n, str(max(1, cores // count))) for n in _THREADS}
+    return {n: os.environ.get(n, str(max(1, processors() // count))) for n in _THREADS}
 
 
 def _restore(name: str, value: str | None) -> None:

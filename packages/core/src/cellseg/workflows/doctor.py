@@ -11,6 +11,7 @@ from typing import Any
 from cellseg.errors import CellsegError
 from cellseg.plugins import Plugins
 from cellseg.specs import DatasetSpec, Finding, Spec
+from cellseg.texts import counted
 from cellseg.workflows.doctor_cluster import cluster
 from cellseg.workflows.doctor_devices import devices
 from cellseg.workflows.doctor_packages import packages
@@ -80,8 +81,8 @@ class Diagnosis:
             return
         counts = (sum(finding.state == state for finding in bad) for state in _MARKS)
         _, warnings, problems = counts
-        told = [_counted(problems, "problem")] if problems else ["No problem"]
-        told += [_counted(warnings, "warning")] if warnings else []
+        told = [counted(problems, "problem")] if problems else ["No problem"]
+        told += [counted(warnings, "warning")] if warnings else []
         yield f"{', '.join(told)}:"
         for finding in bad:
             text = f"{finding.what}: {finding.value}"
@@ -203,7 +204,3 @@ def _wrapped(start: str, text: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"

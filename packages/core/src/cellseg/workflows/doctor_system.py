@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cellseg.diagnosis import GIB, variable
+from cellseg.machine import processors
 from cellseg.specs import Finding
 from cellseg.workflows.doctor_limits import Limits, limits
 
@@ -26,19 +27,12 @@ def system() -> Iterator[Finding]:
     yield Finding("ok", "Python", f"{platform.python_version()} ({sys.executable})")
     yield Finding("ok", "System", f"{platform.system()} {platform.release()}, {platform.machine()}")
     allowed = limits()
-    yield _processors(usable(), allowed, variable("SLURM_CPUS_PER_TASK"))
+    yield _processors(processors(), allowed, variable("SLURM_CPUS_PER_TASK"))
     yield _memory(memory(), allowed)
     for name in _SHOWN:
         value = os.environ.get(name)
         if value is not None:
             yield _variable(name, value)
-
-
-def usable() -> int:
-    """Processors that this process may use, which in a container or a job are fewer than all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def memory() -> tuple[int | None, int | None]:
@@ -103,8 +97,8 @@ def _surprise(name: str, value: str) -> str:
     if name == "OMP_NUM_THREADS":
         if not value.isdigit() or int(value) < 1:
             return "It is no number of threads: unset OMP_NUM_THREADS"
-        if int(value) > usable():
-            return f"More threads than processors are slower: export OMP_NUM_THREADS={usable()}"
+        if int(value) > processors():
+            return f"More threads than processors are slower: export OMP_NUM_THREADS={processors()}"
     if name == "CUDA_VISIBLE_DEVICES" and value.strip() in ("", "-1", "NoDevFiles"):
         return "It hides all GPUs: unset CUDA_VISIBLE_DEVICES"
     if name == "TRITON_INTERPRET" and value == "1":

@@ -12,6 +12,7 @@ from cellseg.options import flag
 from cellseg.prompting import Prompts
 from cellseg.ranges import Ranges, is_current, read_ranges
 from cellseg.specs import PredictorSpec
+from cellseg.texts import counted
 from cellseg.workflows.predict_settings import PredictSettings
 
 Place: TypeAlias = tuple[str, int, int]
@@ -43,7 +44,7 @@ class Selection:
         """
         kept: Sequence[int] = range(len(items))
         if self.images is not None:
-            kept = self.images.among(len(items), f"the input has {_counted(len(items), 'image')}")
+            kept = self.images.among(len(items), f"the input has {counted(len(items), 'image')}")
         return [self._within(items[place], index) for index, place in enumerate(kept)]
 
     def notes(self, items: Sequence[Item], found: int) -> list[str]:
@@ -73,9 +74,9 @@ class Selection:
         depth, length = item.plan.shape[0], len(item.frames)
         planes = times = None
         if self.planes is not None:
-            planes = self.planes.among(depth, f"{item.name} has {_counted(depth, 'plane')}")
+            planes = self.planes.among(depth, f"{item.name} has {counted(depth, 'plane')}")
         if self.frames is not None:
-            times = self.frames.among(length, f"{item.name} has {_counted(length, 'frame')}")
+            times = self.frames.among(length, f"{item.name} has {counted(length, 'frame')}")
         return replace(
             item,
             index=index,
@@ -204,10 +205,6 @@ def _segmented(item: Item | None, frame: int, plane: int) -> bool:
         return False
     chosen = range(len(item.frames)) if item.times is None else item.times
     return any((item.frames[place].frame or 0) == frame for place in chosen)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _numbered(what: str, ranges: Ranges, count: int) -> str:
